@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator may know of the appliance it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+class Reply(Protocol):
+    """The way back to whoever sent a scan (an MRD session). Thread-safe."""
+
+    def send(self, data: bytes) -> None:
+        """Write whole, waiting for the peer. Raises PeerError when it is gone or does not read."""
+
+    def close(self, status: str, reason: str) -> None:
+        """Say how the scan ended (a TEXT where there is a reason), send CLOSE and hang up."""
+
+
+def _no_alarm(key: str, text: str) -> None:
+    del key, text
+
+
+@dataclass(frozen=True)
+class Context:
+    """Given to every `make(settings, context)`.
+
+    `alarm(key, text)` raises an alarm for people (one per key until it changes; empty text clears it).
+    `replies` maps a scan id to the way back to its sender; a source adds, `mrd_reply` takes.
+    """
+
+    pipeline: str
+    data_dir: Path
+    run_dir: Path  # ipc sockets of the live bus
+    device: str = "cpu"  # what `site.device` came to: "cpu" or "gpu"
+    models_dir: Path | None = None  # None: the shipped ones
+    destinations: tuple[str, ...] = ()
+    alarm: Callable[[str, str], None] = _no_alarm
+    replies: dict[str, Reply] = field(default_factory=dict)

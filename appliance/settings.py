@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pydantic models of the YAML's top level (operators bring their own `Settings`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Model(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(Model):
+    name: Name = Field(description="Name of this box; appears in logs, metrics and results.")
+    data_dir: Path = Field(Path("/var/lib/nearscan"), description="Folder of the durable buffer. Local disk only.")
+    run_dir: Path | None = Field(
+        None, description="Folder of the live bus' sockets. Default: a 'run' folder in data_dir."
+    )
+    device: Literal["auto", "gpu", "cpu"] = Field(
+        "auto", description="Where to compute. 'gpu' without a GPU is an error; 'auto' says once what it chose."
+    )
+
+    @property
+    def sockets(self) -> Path:
+        """Folder of the live bus."""
+        return self.run_dir or self.data_dir / "run"
+
+
+class ListenDicom(Model):
+    ae_title: AETitle = Field("NEARSCAN", description="Our application entity title.")
+    port: Port = Field(11112, description="TCP port of the DICOM listener.")
+    bind: str = Field("0.0.0.0", description="Address to listen on.")
+
+
+class Listen(Model):
+    dicom: ListenDicom | None = Field(None, description="DICOM listener (C-ECHO, C-STORE).")
+
+
+class DicomDestination(Model):
+    host: str = Field(min_length=1, description="Host name or address of the PACS.")
+    port: Port = Field(description="TCP port of the PACS.")
+    ae_title: AETitle = Field(description="Called AE title.")
+    calling_ae_title: AETitle = Field("NEARSCAN", description="Our AE title as this PACS knows it.")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
+
+
+class Destination(Model):
+    dicom: DicomDestination = Field(description="Deliver by DICOM C-STORE.")
+
+
+class Operator(Model):
+    """A source, stage or sink as written in the YAML, its own settings validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    name: str
+    settings: Any  # the operator's own frozen Settings
+
+
+class Pipeline(Model):
+    source: Operator = Field(description="Where the data comes from.")
+    stages: tuple[Operator, ...] = Field((), description="What is done, in order. A name, or a name with settings.")
+    sinks: tuple[Operator, ...] = Field(min_length=1, description="Where results go. A name, or a name with settings.")
+    deadline_ms: float = Field(
+        250.0,
+        ge=0,
+        le=60_000,
+        description="A frame older than this skips image-to-image stages, marked unprocessed. 0: never.",
+    )
+    queue_frames: int = Field(
+        4, ge=1, le=64, description="Frames waiting between source and graph; then the source waits."
+    )
+    scheduler: Literal["greedy", "event_based"] = Field("greedy", description="Holoscan scheduler.")
+
+
+class Buffer(Model):
+    reserve_gb: float = Field(2.0, ge=0, le=10_000, description="Free disk space below which intake is refused, in GB.")
+    retry_min_s: float = Field(1.0, gt=0, le=3600, description="First wait after a failed delivery, in seconds.")
+    retry_max_s: float = Field(60.0, gt=0, le=86_400, description="Longest wait between delivery attempts, in seconds.")
+    keep_delivered_h: float = Field(
+        24.0, ge=0, le=8760, description="How long delivered results stay on this disk, in hours."
+    )
+
+
+class Console(Model):
+    port: Port = Field(8080, description="TCP port of the console page and HTTP API.")
+    bind: str = Field("127.0.0.1", description="Address to listen on.")
+
+
+class Models(Model):
+    dir: Path | None = Field(None, description="Folder of models and their cards. Default: the shipped ones.")
+
+
+class Settings(Model):
+    """One file, one box."""
+
+    site: Site = Field(description="This box.")
+    listen: Listen = Field(Listen(), description="What other machines may open towards us.")
+    destinations: dict[Name, Destination] = Field(
+        default_factory=dict, description="Where results are owed to, by name."
+    )
+    pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What runs, by name; one process each.")
+    buffer: Buffer = Field(Buffer(), description="Durable buffer.")
+    console: Console | None = Field(None, description="Web console; absent: no console.")
+    models: Models = Field(Models(), description="Models.")
