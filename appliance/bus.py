@@ -37,7 +37,7 @@ class Publisher:
 
     def __init__(self, run_dir: Path, process: str, topic: str) -> None:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         endpoint = _endpoint(run_dir, process, topic)
@@ -58,7 +58,7 @@ class Subscriber:
     """Read side of any number of (process, topic); they may come and go. Use it from one thread."""
 
     def __init__(self, run_dir: Path, topics: Iterable[tuple[str, str]]) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)

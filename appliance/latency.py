@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long things took: percentiles over the newest samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+N_SAMPLES = 8192  # about two minutes at 60 frames/s; enough for a p99.9
+
+
+class Latency:
+    """A ring of the newest durations. One writer, any number of readers, no lock."""
+
+    def __init__(self) -> None:
+        self._ring_ms = np.zeros(N_SAMPLES, np.float32)
+        self._n = 0
+
+    def add_ns(self, duration_ns: int) -> None:
+        """Record one duration."""
+        self._ring_ms[self._n % N_SAMPLES] = duration_ns * 1e-6
+        self._n += 1
+
+    def summary_ms(self) -> dict[str, float]:
+        """Return {"p50", "p95", "p99", "p99_9", "max", "mean"} in ms; empty before the first sample."""
+        samples = self._ring_ms[: min(self._n, N_SAMPLES)].copy()
+        if not len(samples):
+            return {}
+        p50, p95, p99, p99_9, largest = np.percentile(samples, [50, 95, 99, 99.9, 100]).round(3).tolist()
+        mean = round(float(samples.mean()), 3)
+        return {"p50": p50, "p95": p95, "p99": p99, "p99_9": p99_9, "max": largest, "mean": mean}
