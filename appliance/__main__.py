@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nearscan command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from appliance import __version__
+from appliance.errors import NearscanError
+
+_SITE_FILE = Path("/etc/nearscan/site.yaml")
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Commands(click.Group):
+    """Errors that nearscan raises on purpose are told in their own words, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except NearscanError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nearscan")
+def main() -> None:
+    """The box next to the scanner."""
+
+
+@main.command()
+@click.option("--config", "file", type=_FILE, default=_SITE_FILE, show_default=True, help="The site's YAML file.")
+def run(file: Path) -> None:
+    """Run the appliance until SIGTERM; SIGHUP reads the file again."""
+    from appliance import daemon
+
+    sys.exit(daemon.run(file))
+
+
+@main.command()
+@click.argument("file", type=_FILE, default=_SITE_FILE)
+def check(file: Path) -> None:
+    """Check FILE and this machine; list every problem."""
+    from appliance import config, environment
+
+    settings = config.load(file)
+    click.echo(f"{file}: OK")
+    problems = environment.problems(settings)
+    for line in problems:
+        click.echo(line, err=True)
+    if problems:
+        sys.exit(1)
+    click.echo("this machine: OK")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the YAML file, for editors."""
+    import json
+
+    from appliance import describe_settings
+
+    click.echo(json.dumps(describe_settings.schema(), indent=2))
+
+
+@main.command()
+def example() -> None:
+    """Print an example file with every key, its help and its bounds."""
+    from appliance import describe_settings
+
+    click.echo(describe_settings.example(), nl=False)
+
+
+@main.command()
+@click.option("--config", "file", type=_FILE, default=_SITE_FILE, show_default=True, help="The site's YAML file.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(file: Path, as_json: bool) -> None:
+    """Show what the running appliance is doing."""
+    import json
+
+    from appliance import config, status_table
+
+    statuses = status_table.collect(config.load(file))
+    click.echo(json.dumps(statuses, indent=2) if as_json else status_table.table(statuses))
+    if not statuses:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--seconds", type=click.FloatRange(min=5, max=86_400), default=30.0, show_default=True)
+@click.option("--json", "json_file", type=_FILE, help="Write the result here as well.")
+@click.option("--keep", is_flag=True, help="Stay up after the end, until Ctrl-C.")
+def demo(seconds: float, json_file: Path | None, keep: bool) -> None:
+    """Simulate a scanner and a PACS around a running appliance, and account for every image."""
+    from appliance.demo import run_demo
+
+    sys.exit(run_demo(seconds, json_file, keep))
+
+
+@main.command("_child", hidden=True)
+@click.argument("kind", type=click.Choice(["pipeline", "receiver", "deliverer", "console"]))
+@click.argument("name", required=False)
+@click.option("--config", "file", type=_FILE, required=True)
+@click.option("--parent", type=int, help="Process id of the daemon; die with it.")
+def _child(kind: str, name: str | None, file: Path, parent: int | None) -> None:
+    """Be one child process of the daemon."""
+    from appliance import child
+
+    sys.exit(child.run(kind, name, file, parent))
+
+
+if __name__ == "__main__":
+    main()
