@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the buffer, and a connection that is durable or refused."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import sqlite_utils
+from sqlite_utils.db import DescIndex
+
+from appliance.buffer.objects import fsync_folder
+from appliance.errors import StorageError
+
+VERSION = 1
+_BUSY_TIMEOUT_S = 30.0  # another process' commit takes milliseconds; this long means a stuck disk
+_FULL = 2  # PRAGMA synchronous
+
+_TABLES: dict[str, dict[str, type]] = {
+    "instances": {
+        "id": int,
+        "sop_class_uid": str,
+        "sop_instance_uid": str,
+        "transfer_syntax_uid": str,
+        "digest": str,
+        "n_bytes": int,
+        "origin": str,  # produced | received
+        "peer": str,
+        "conflict": int,  # 1: another instance has this UID and other bytes
+        "created_s": float,
+        "purged_s": float,
+    },
+    "deliveries": {
+        "id": int,
+        "instance_id": int,
+        "destination": str,
+        "state": str,  # queued | sending | sent | committed | held | quarantined
+        "priority": int,
+        "attempts": int,
+        "next_try_s": float,
+        "last_error": str,
+        "created_s": float,
+        "changed_s": float,
+    },
+    "jobs": {
+        "id": int,
+        "kind": str,
+        "meta": str,  # JSON; holds the identity of who was scanned
+        "digest": str,
+        "n_bytes": int,
+        "state": str,  # queued | running | quarantined; a finished job's row is deleted
+        "priority": int,
+        "attempts": int,
+        "next_try_s": float,
+        "last_error": str,
+        "created_s": float,
+    },
+    "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
+    "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
+}
+_NOT_NULL = {
+    "deliveries": {"instance_id", "destination", "state", "priority", "attempts", "next_try_s"},
+    "jobs": {"kind", "meta", "digest", "state", "priority", "attempts", "next_try_s"},
+    "instances": {"sop_class_uid", "sop_instance_uid", "transfer_syntax_uid", "digest", "origin", "conflict"},
+}
+_INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
+    ("instances", ("sop_instance_uid", "digest"), True),
+    ("instances", ("digest",), False),
+    ("instances", ("origin",), False),
+    ("deliveries", ("instance_id", "destination"), True),
+    ("deliveries", ("destination", "state", DescIndex("priority"), "id"), False),
+    ("jobs", ("state", DescIndex("priority"), "id"), False),
+    ("lineage", ("instance_id",), True),
+)
+
+
+def _create(conn: sqlite3.Connection) -> None:
+    database = sqlite_utils.Database(conn)
+    for name, columns in _TABLES.items():
+        database[name].create(columns, pk="id", not_null=_NOT_NULL.get(name), if_not_exists=True)
+    for table, index_columns, unique in _INDEXES:
+        database[table].create_index(index_columns, unique=unique, if_not_exists=True)
+    for verb in ("UPDATE", "DELETE"):
+        conn.execute(
+            f"CREATE TRIGGER IF NOT EXISTS audit_no_{verb.lower()} BEFORE {verb} ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'the audit table is append-only'); END"
+        )
+    conn.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _make_durable(conn: sqlite3.Connection) -> None:
+    # The row must be fetched: an I/O error while switching is reported nowhere else.
+    mode = conn.execute("PRAGMA journal_mode = wal").fetchone()[0]
+    conn.execute("PRAGMA synchronous = FULL")
+    synchronous = conn.execute("PRAGMA synchronous").fetchone()[0]
+    if mode != "wal" or synchronous != _FULL:
+        raise StorageError(
+            f"buffer: expected journal mode 'wal' and synchronous {_FULL}, got {mode!r} and {synchronous!r}; "
+            "put site.data_dir on a local disk"
+        )
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open (and create) the database at `path`, durable. Raises StorageError."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # SQLite gives -wal and -shm the same mode
+        conn = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        _make_durable(conn)
+        version = conn.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise StorageError(f"buffer: {path} has version {version}, this program knows {VERSION}; update nearscan")
+        if version < VERSION:
+            _create(conn)
+        fsync_folder(path.parent)  # SQLite ignores it when its own fsync of the folder fails
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"buffer: cannot open {path}: {error}; check site.data_dir and its disk") from error
+    return conn
