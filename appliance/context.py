@@ -37,5 +37,6 @@ class Context:
     device: str = "cpu"  # what `site.device` came to: "cpu" or "gpu"
     models_dir: Path | None = None  # None: the shipped ones
     destinations: tuple[str, ...] = ()
+    reserve_bytes: int = 0  # free disk space below which the buffer refuses
     alarm: Callable[[str, str], None] = _no_alarm
     replies: dict[str, Reply] = field(default_factory=dict)
