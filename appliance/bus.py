@@ -32,6 +32,12 @@ def _endpoint(run_dir: Path, process: str, topic: str) -> str:
     return f"ipc://{path}"
 
 
+def check_run_dir(run_dir: Path, processes: Iterable[str]) -> None:
+    """Raise ConfigError when `run_dir` is too long for a socket of one of `processes`."""
+    for process in processes:
+        _endpoint(run_dir, process, "preview")
+
+
 class Publisher:
     """Write side of one topic of one process. Use it from one thread."""
 

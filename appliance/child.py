@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class _OneLine(logging.Formatter):
     """One line for each record; what a peer sent cannot begin a line of its own."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_msec_format = "%s.%03dZ"
     default_time_format = "%Y-%m-%dT%H:%M:%S"
 
@@ -157,5 +157,5 @@ def _job(kind: str, name: str | None, settings: Settings, child: Child) -> int:
     if kind == "pipeline":
         from appliance.graph import run_pipeline
 
-        return run_pipeline(settings, name or "", child)
-    raise ConfigError(f"_child: unknown kind {kind!r}; known: pipeline, receiver, deliverer, console")
+        run_pipeline(settings, name or "", child)  # leaves by os._exit: Holoscan's threads may not end
+    return 0

@@ -33,12 +33,16 @@ def load(path: Path) -> Settings:
     ConfigError
         The file cannot be read or anything in it is wrong; one problem per line.
     """
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> bytes:
+    """Read a file's bytes for `parse`. Raises ConfigError when it cannot be read."""
     try:
         with path.open("rb") as file:
-            raw = file.read(_LONGEST_BYTES)
+            return file.read(_LONGEST_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from error
-    return parse(raw, str(path))
 
 
 def parse(raw: bytes, name: str) -> Settings:

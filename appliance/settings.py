@@ -20,7 +20,7 @@ class Model(BaseModel):
 
 
 class Site(Model):
-    name: Name = Field(description="Name of this box; appears in logs, metrics and results.")
+    name: Name = Field(description="Name of this box; appears in logs, metrics and results.", examples=["mri-1"])
     data_dir: Path = Field(Path("/var/lib/nearscan"), description="Folder of the durable buffer. Local disk only.")
     run_dir: Path | None = Field(
         None, description="Folder of the live bus' sockets. Default: a 'run' folder in data_dir."
@@ -46,9 +46,9 @@ class Listen(Model):
 
 
 class DicomDestination(Model):
-    host: str = Field(min_length=1, description="Host name or address of the PACS.")
-    port: Port = Field(description="TCP port of the PACS.")
-    ae_title: AETitle = Field(description="Called AE title.")
+    host: str = Field(min_length=1, description="Host name or address of the PACS.", examples=["127.0.0.1"])
+    port: Port = Field(description="TCP port of the PACS.", examples=[4242])
+    ae_title: AETitle = Field(description="Called AE title.", examples=["ORTHANC"])
     calling_ae_title: AETitle = Field("NEARSCAN", description="Our AE title as this PACS knows it.")
     timeout_s: float = Field(10.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
 
@@ -105,7 +105,7 @@ class Settings(Model):
     site: Site = Field(description="This box.")
     listen: Listen = Field(Listen(), description="What other machines may open towards us.")
     destinations: dict[Name, Destination] = Field(
-        default_factory=dict, description="Where results are owed to, by name."
+        default_factory=dict, description="Where results are owed to, by name.", examples=["pacs"]
     )
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What runs, by name; one process each.")
     buffer: Buffer = Field(Buffer(), description="Durable buffer.")
