@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An association that we request: C-ECHO and C-STORE over one blocking socket, a deadline on everything.
+
+Rule: every failure is a DeliveryError; only a status or a refused presentation context is ever permanent.
+pynetdicom's own requestor loses responses and naps (its reactor and the caller share one queue); this one
+has no thread. What a peer writes in an error comment is never repeated: it may name a patient.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+
+from appliance.dicom import dimse, status
+from appliance.errors import DeliveryError, PeerError
+from appliance.settings import DicomDestination
+
+_BUFFERS_AT_ONCE = 64  # of sendmsg; IOV_MAX is 1024
+_SLOWEST_BYTES_PER_S = 50_000  # a peer that reads slower than this is taken for dead
+_LONGEST_COMMAND = 65536
+_RELEASE_S = 2.0
+MAX_CONTEXTS = 128  # ids are odd and one byte
+ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
+
+
+class Association:
+    """Open on return from the constructor. Use it from one thread, as a context manager (which releases)."""
+
+    def __init__(self, name: str, peer: DicomDestination, contexts: Sequence[tuple[str, str]]) -> None:
+        self._peer, self._timeout_s = f"destination {name!r} at {peer.host}:{peer.port}", peer.timeout_s
+        self._message_id = 0
+        try:
+            self._socket = socket.create_connection((peer.host, peer.port), timeout=peer.timeout_s)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise self._transient(f"cannot connect: {reason}; check host, port and network") from error
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._negotiate(peer, contexts)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _transient(self, text: str) -> DeliveryError:
+        return DeliveryError(f"{self._peer}: {text}", permanent=False)
+
+    def __enter__(self) -> Association:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.release()
+        else:
+            self.abort()
+
+    def _negotiate(self, peer: DicomDestination, contexts: Sequence[tuple[str, str]]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            self._send([dimse.associate_rq(peer.calling_ae_title, peer.ae_title, contexts)], deadline)
+            kind, header, body = self._receive_pdu(deadline)
+            if kind == dimse.ASSOCIATE_RJ:
+                raise self._transient(f"association rejected, {dimse.rejection(header + body)}; check the AE titles")
+            if kind != dimse.ASSOCIATE_AC:
+                raise PeerError(f"the association was answered with PDU type 0x{kind:02X}")
+            syntaxes, self._longest = dimse.accepted(header + body)
+        except (OSError, PeerError) as error:
+            raise self._transient(f"no association: {_words(error)}; will try again") from error
+        self._contexts = {
+            context: 2 * index + 1
+            for index, context in enumerate(contexts)
+            if syntaxes.get(2 * index + 1) == context[1]
+        }
+        self._proposed = frozenset(contexts)
+
+    def covers(self, contexts: Iterable[tuple[str, str]]) -> bool:
+        """Whether all of these were proposed here (they may have been refused)."""
+        return self._proposed.issuperset(contexts)
+
+    def echo(self) -> None:
+        """C-ECHO. Needs a context for verification. Raises DeliveryError."""
+        context_id = self._contexts.get(ECHO_CONTEXT)
+        if context_id is None:
+            raise self._transient("C-ECHO is not accepted; check the AE titles on both sides")
+        answer = self._exchange(context_id, dimse.C_ECHO_RQ, dimse.echo_rq(self._next_id()), b"")
+        if answer != status.SUCCESS:
+            raise self._transient(f"C-ECHO was answered 0x{answer:04X}; look at the peer's log")
+
+    def store(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, dataset: memoryview) -> int:
+        """C-STORE of an encoded data set; gives the status, a success or warning. Raises DeliveryError."""
+        context_id = self._contexts.get((sop_class_uid, transfer_syntax_uid))
+        if context_id is None:
+            raise DeliveryError(
+                f"{self._peer}: does not take SOP class {sop_class_uid} in transfer syntax {transfer_syntax_uid}; "
+                "allow it there",
+                permanent=True,
+            )
+        command = dimse.store_rq(self._next_id(), sop_class_uid, sop_instance_uid)
+        answer = self._exchange(context_id, dimse.C_STORE_RQ, command, dataset)
+        if not status.is_stored(answer):
+            raise status.error_for(answer, self._peer)
+        return answer
+
+    def _next_id(self) -> int:
+        self._message_id = self._message_id % 65535 + 1
+        return self._message_id
+
+    def _exchange(self, context_id: int, request: int, command: bytes, dataset: bytes | memoryview) -> int:
+        pdus = dimse.p_data(context_id, command, self._longest, command=True)
+        if len(dataset):
+            pdus = chain(pdus, dimse.p_data(context_id, dataset, self._longest, command=False))
+        try:
+            self._send(pdus, time.monotonic() + self._timeout_s + len(dataset) / _SLOWEST_BYTES_PER_S)
+            answer = self._receive_command(context_id, time.monotonic() + self._timeout_s)
+            return dimse.response_status(answer, request, self._message_id)
+        except (OSError, PeerError) as error:
+            raise self._transient(f"the association broke: {_words(error)}; will try again") from error
+
+    def _send(self, buffers: Iterable[bytes | memoryview], deadline: float) -> None:
+        left = iter(buffers)
+        while batch := [memoryview(buffer) for buffer in islice(left, _BUFFERS_AT_ONCE)]:
+            while batch:
+                self._arm(deadline)
+                batch = _after(batch, self._socket.sendmsg(batch))
+
+    def _arm(self, deadline: float) -> None:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        self._socket.settimeout(remaining)
+
+    def _receive_exactly(self, n_bytes: int, deadline: float) -> bytes:
+        parts = bytearray()
+        while len(parts) < n_bytes:
+            self._arm(deadline)
+            part = self._socket.recv(n_bytes - len(parts))
+            # The kernel leaves quick acknowledgement by itself; without it a peer with Nagle waits 40 ms each time.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if not part:
+                raise PeerError("the peer hung up")
+            parts += part
+        return bytes(parts)
+
+    def _receive_pdu(self, deadline: float) -> tuple[int, bytes, bytes]:
+        header = self._receive_exactly(6, deadline)
+        kind, length = struct.unpack(">BxI", header)
+        if length > dimse.LONGEST_PDU:
+            raise PeerError(f"a PDU of {length} bytes was announced")
+        return kind, header, self._receive_exactly(length, deadline)
+
+    def _receive_command(self, context_id: int, deadline: float) -> bytes:
+        command = bytearray()
+        while True:
+            kind, _, body = self._receive_pdu(deadline)
+            if kind != dimse.P_DATA:
+                raise PeerError("the peer aborted" if kind == dimse.ABORT else f"unexpected PDU type 0x{kind:02X}")
+            for context, is_command, last, piece in dimse.fragments(body):
+                command += piece
+                if context != context_id or not is_command or len(command) > _LONGEST_COMMAND:
+                    raise PeerError("the answer is no command of this presentation context")
+                if last:
+                    return bytes(command)
+
+    def release(self) -> None:
+        """Release and hang up; a peer that does not answer is no error, nothing is owed any more."""
+        deadline = time.monotonic() + min(self._timeout_s, _RELEASE_S)
+        try:
+            self._send([dimse.RELEASE_RQ_PDU], deadline)
+            self._receive_pdu(deadline)
+        except (OSError, PeerError):
+            pass
+        finally:
+            self._socket.close()
+
+    def abort(self) -> None:
+        """Abort and hang up."""
+        try:
+            self._send([dimse.ABORT_PDU], time.monotonic() + _RELEASE_S)
+        except OSError:
+            pass
+        finally:
+            self._socket.close()
+
+
+def _after(buffers: list[memoryview], n_sent: int) -> list[memoryview]:
+    """Give what is left of `buffers` after `n_sent` bytes."""
+    while buffers and n_sent >= len(buffers[0]):
+        n_sent -= len(buffers.pop(0))
+    if buffers:
+        buffers[0] = buffers[0][n_sent:]
+    return buffers
+
+
+def _words(error: OSError | PeerError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) if isinstance(error, PeerError) else error.strerror or type(error).__name__

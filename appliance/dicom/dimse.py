@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command sets of C-ECHO and C-STORE, and PDUs (PS3.7 9.3, PS3.8 9.3): bytes in, bytes out.
+
+Rule: no sockets. pynetdicom's classes encode and decode the association's PDUs, struct does the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import build_context
+
+from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from appliance.errors import PeerError
+
+ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
+C_STORE_RQ, C_ECHO_RQ, RESPONSE = 0x0001, 0x0030, 0x8000
+LONGEST_PDU = 65536  # what we offer to receive; answers have a few hundred bytes
+VERIFICATION = "1.2.840.10008.1.1"
+
+RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
+RELEASE_RP_PDU = struct.pack(">BxI4x", RELEASE_RP, 4)
+ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
+
+_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+_NO_DATASET, _DATASET = 0x0101, 0x0001
+_MEDIUM = 0x0000
+_COMMAND, _LAST = 1, 2  # message control header, PS3.8 annex E
+_LARGEST_FRAGMENT = 1 << 20  # where the peer sets no limit
+
+
+def associate_rq(calling: str, called: str, contexts: Sequence[tuple[str, str]]) -> bytes:
+    """Encode the request for `contexts` (abstract syntax, transfer syntax), numbered 1, 3, 5, …"""
+    primitive = A_ASSOCIATE()
+    primitive.application_context_name = _APPLICATION_CONTEXT
+    primitive.calling_ae_title, primitive.called_ae_title = calling, called
+    length, uid, name = (
+        MaximumLengthNotification(),
+        ImplementationClassUIDNotification(),
+        ImplementationVersionNameNotification(),
+    )
+    length.maximum_length_received = LONGEST_PDU
+    uid.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    name.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    primitive.user_information = [length, uid, name]
+    proposed = [build_context(abstract, transfer) for abstract, transfer in contexts]
+    for index, context in enumerate(proposed):
+        context.context_id = 2 * index + 1
+    primitive.presentation_context_definition_list = proposed
+    return bytes(A_ASSOCIATE_RQ(primitive).encode())
+
+
+def accepted(pdu: bytes) -> tuple[dict[int, str], int]:
+    """Decode an A-ASSOCIATE-AC: transfer syntax by accepted context, and the longest P-DATA the peer takes."""
+    reply = A_ASSOCIATE_AC()
+    try:
+        reply.decode(pdu)
+        primitive = reply.to_primitive()
+        results = primitive.presentation_context_definition_results_list
+        contexts = {cx.context_id: str(cx.transfer_syntax[0]) for cx in results if cx.result == 0}
+        return contexts, primitive.maximum_length_received or 0
+    except (ValueError, TypeError, AttributeError, LookupError, struct.error) as error:
+        raise PeerError(f"the A-ASSOCIATE-AC cannot be read ({type(error).__name__})") from error
+
+
+def rejection(pdu: bytes) -> str:
+    """Decode an A-ASSOCIATE-RJ to words."""
+    reply = A_ASSOCIATE_RJ()
+    try:
+        reply.decode(pdu)
+        return f"{reply.result_str}: {reply.reason_str}"
+    except (ValueError, TypeError, AttributeError, LookupError, struct.error):
+        return "no reason that can be read"
+
+
+def _element(element: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", 0, element, len(value)) + value
+
+
+def _us(element: int, value: int) -> bytes:
+    return _element(element, struct.pack("<H", value))
+
+
+def _ui(element: int, uid: str) -> bytes:
+    value = uid.encode("ascii")
+    return _element(element, value + b"\0" * (len(value) % 2))
+
+
+def _command(elements: bytes) -> bytes:
+    return _element(0x0000, struct.pack("<I", len(elements))) + elements
+
+
+def echo_rq(message_id: int) -> bytes:
+    """Encode a C-ECHO-RQ (PS3.7 9.3.5.1)."""
+    return _command(
+        _ui(0x0002, VERIFICATION) + _us(0x0100, C_ECHO_RQ) + _us(0x0110, message_id) + _us(0x0800, _NO_DATASET)
+    )
+
+
+def store_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """Encode a C-STORE-RQ (PS3.7 9.3.1.1)."""
+    return _command(
+        _ui(0x0002, sop_class_uid)
+        + _us(0x0100, C_STORE_RQ)
+        + _us(0x0110, message_id)
+        + _us(0x0700, _MEDIUM)
+        + _us(0x0800, _DATASET)
+        + _ui(0x1000, sop_instance_uid)
+    )
+
+
+def read_command(command: bytes) -> dict[int, bytes]:
+    """Give a command set's values by element number. Raises PeerError."""
+    values, offset = {}, 0
+    while offset < len(command):
+        if len(command) - offset < 8:
+            raise PeerError("a command set ends inside an element")
+        group, element, length = struct.unpack_from("<HHI", command, offset)
+        offset += 8
+        if group != 0 or length > len(command) - offset:
+            raise PeerError(f"a command set holds ({group:04X},{element:04X}) of {length} bytes")
+        values[element] = command[offset : offset + length]
+        offset += length
+    return values
+
+
+def response_status(command: bytes, request: int, message_id: int) -> int:
+    """Give the status of the response to `request`. Raises PeerError when it is another message."""
+    values = read_command(command)
+    numbers = []
+    for element in (0x0100, 0x0120, 0x0900):
+        if len(values.get(element, b"")) != 2:
+            raise PeerError(f"a response lacks (0000,{element:04X})")
+        numbers.append(int.from_bytes(values[element], "little"))
+    if numbers[:2] != [request | RESPONSE, message_id]:
+        raise PeerError(f"expected the response 0x{request | RESPONSE:04X} to message {message_id}, got {numbers[:2]}")
+    return numbers[2]
+
+
+def p_data(context_id: int, data: bytes | memoryview, longest: int, *, command: bool) -> Iterator[bytes | memoryview]:
+    """Give `data` as P-DATA-TF PDUs of at most `longest` bytes (0: no limit), headers and pieces in turn."""
+    fragment = min(longest - 6, _LARGEST_FRAGMENT) if longest else _LARGEST_FRAGMENT
+    if fragment < 1:
+        raise PeerError(f"the peer takes PDUs of at most {longest} bytes")
+    view = memoryview(data)
+    for offset in range(0, max(len(view), 1), fragment):
+        piece = view[offset : offset + fragment]
+        control = (_COMMAND if command else 0) | (_LAST if offset + fragment >= len(view) else 0)
+        yield struct.pack(">BxIIBB", P_DATA, len(piece) + 6, len(piece) + 2, context_id, control)
+        yield piece
+
+
+def fragments(body: bytes) -> Iterator[tuple[int, bool, bool, bytes]]:
+    """Split a P-DATA-TF body into (context, is command, is last, bytes). Raises PeerError."""
+    offset = 0
+    while offset < len(body):
+        if len(body) - offset < 6:
+            raise PeerError("a P-DATA-TF ends inside a value")
+        length, context_id, control = struct.unpack_from(">IBB", body, offset)
+        if length < 2 or length > len(body) - offset - 4:
+            raise PeerError(f"a P-DATA-TF holds a value of {length} bytes")
+        yield context_id, bool(control & _COMMAND), bool(control & _LAST), body[offset + 6 : offset + 4 + length]
+        offset += 4 + length

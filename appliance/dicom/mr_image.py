@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MR Image Storage objects of one spooled image (PS3.3 A.4): reconstructed, and denoised with its source."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
+
+import appliance
+from appliance.buffer import NewInstance
+from appliance.dicom import values
+from appliance.dicom.spool import DENOISED, RECONSTRUCTED, Spooled
+from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid, uid_for
+from appliance.frames import Affine, Applied, Encoding
+from appliance.imaging.quantise import to_uint16
+
+RESEARCH_USE = "For research use only. Not for diagnosis."
+
+_NOT_ORTHOGONAL = 1e-4  # cosine; PS3.3 C.7.6.2.1.1 asks for orthogonal rows and columns
+_SERIES_STEP = {RECONSTRUCTED: 1, DENOISED: 2}
+
+
+def steps_of(spooled: Spooled, kind: str) -> tuple[Applied, ...]:
+    """Give the provenance of one series: all of it, or up to `reconstruct` for the image before denoising.
+
+    An image that came reconstructed from the scanner and was not denoised has none of our steps but detection.
+    """
+    steps = spooled.frame.provenance
+    if kind == DENOISED:
+        return steps
+    names = [step.operator for step in steps]
+    return steps[: names.index("reconstruct") + 1] if "reconstruct" in names else ()
+
+
+def _local(time_ns: int) -> datetime:
+    return datetime.fromtimestamp(time_ns // 1000 / 1e6).astimezone()
+
+
+class _Names:
+    """The UIDs of one spooled image. A series is one scan, one kind, one set of steps and models."""
+
+    def __init__(self, spooled: Spooled) -> None:
+        scan, self._spooled = spooled.scan, spooled
+        self._scan = (scan.scan_id, scan.started_ns)
+        study, frame_of_reference = scan.identity.study_instance_uid, scan.identity.frame_of_reference_uid
+        self.study = study if is_uid(study) else uid_for("study", *self._scan)
+        self.frame_of_reference = (
+            frame_of_reference if is_uid(frame_of_reference) else uid_for("frame of reference", *self._scan)
+        )
+
+    def series(self, kind: str) -> str:
+        steps = [list(asdict(step).values()) for step in steps_of(self._spooled, kind)]
+        return uid_for("series", *self._scan, kind, steps)
+
+    def instance(self, kind: str) -> str:
+        return uid_for("instance", self.series(kind), self._spooled.frame.sequence)
+
+
+def _patient_and_study(ds: Dataset, spooled: Spooled, names: _Names) -> None:
+    identity, started = spooled.scan.identity, _local(spooled.scan.started_ns)
+    ds.PatientName = values.person_name(identity.patient_name)
+    ds.PatientID = values.text(identity.patient_id)
+    ds.PatientBirthDate = values.date(identity.birth_date)
+    ds.PatientSex = values.sex(identity.sex)
+    ds.StudyInstanceUID = names.study
+    ds.StudyDate = values.date(identity.study_date) or started.strftime("%Y%m%d")
+    ds.StudyTime = values.time(identity.study_time) or started.strftime("%H%M%S")
+    ds.ReferringPhysicianName = values.person_name(identity.referring_physician)
+    ds.StudyID = ""
+    ds.AccessionNumber = values.text(identity.accession_number, 16)
+    if identity.study_description:
+        ds.StudyDescription = values.text(identity.study_description)
+
+
+def _series(ds: Dataset, spooled: Spooled, names: _Names, kind: str) -> None:
+    encoding, started = spooled.scan.encoding, _local(spooled.scan.started_ns)
+    number = encoding.series_number if encoding and encoding.series_number else 0
+    protocol = values.text(encoding.protocol_name) if encoding else ""
+    ds.Modality = "MR"
+    ds.SeriesInstanceUID = names.series(kind)
+    ds.SeriesNumber = number * 100 + _SERIES_STEP[kind]
+    ds.SeriesDate, ds.SeriesTime = started.strftime("%Y%m%d"), started.strftime("%H%M%S")
+    ds.SeriesDescription = values.text(f"{protocol[:35]} {kind} (research)")
+    if protocol:
+        ds.ProtocolName = protocol
+    ds.PatientPosition = values.patient_position(encoding.patient_position) if encoding else ""
+    ds.FrameOfReferenceUID = names.frame_of_reference
+    ds.PositionReferenceIndicator = ""
+
+
+def _equipment(ds: Dataset, encoding: Encoding | None) -> None:
+    ds.Manufacturer = values.text(encoding.manufacturer) if encoding else ""
+    if encoding is None:
+        return
+    for keyword, value, longest in (
+        ("ManufacturerModelName", encoding.model_name, 64),
+        ("InstitutionName", encoding.institution, 64),
+        ("StationName", encoding.station_name, 16),
+    ):
+        if value:
+            setattr(ds, keyword, values.text(value, longest))
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    ds = Dataset()
+    ds.CodeValue, ds.CodingSchemeDesignator, ds.CodeMeaning = value, scheme, meaning
+    return ds
+
+
+def _contribution(model: str, versions: list[str], description: list[str]) -> Dataset:
+    ds = Dataset()
+    ds.PurposeOfReferenceCodeSequence = [_code("109102", "DCM", "Processing Equipment")]
+    ds.Manufacturer = "nearscan"
+    ds.ManufacturerModelName = values.text(model)
+    ds.SoftwareVersions = [values.text(version) for version in versions if version]
+    ds.ContributionDescription = values.paragraphs(description, 1024)
+    return ds
+
+
+def _contributions(steps: tuple[Applied, ...]) -> list[Dataset]:
+    whole = _contribution("nearscan", [appliance.__version__], [RESEARCH_USE])
+    return [whole] + [
+        _contribution(
+            step.operator,
+            [step.version, step.model],
+            [
+                f"operator {step.operator} {step.version}, settings {step.settings_hash}",
+                step.model and f"model {step.model}, digest {step.model_digest}",
+                step.engine_digest and f"engine digest {step.engine_digest}",
+            ],
+        )
+        for step in steps
+    ]
+
+
+def geometry(affine: Affine) -> tuple[list[float], list[float], list[float], float]:
+    """Give ImagePositionPatient, ImageOrientationPatient, PixelSpacing (rows apart first) and slice thickness in mm.
+
+    `affine` takes voxel (x, y, z, 1) to its centre in LPS mm. Raises ValueError when it is no image plane.
+
+    References: PS3.3 C.7.6.2.1.1
+    """
+    if not np.isfinite(affine).all():
+        raise ValueError("mr_image: the affine is not finite; the source gave no geometry")
+    x, y, z = affine[:3, 0], affine[:3, 1], affine[:3, 2]
+    dx, dy = float(np.linalg.norm(x)), float(np.linalg.norm(y))
+    if dx <= 0 or dy <= 0 or abs(x @ y) > _NOT_ORTHOGONAL * dx * dy:
+        raise ValueError("mr_image: the affine's rows and columns are not orthogonal; the source gave a wrong geometry")
+    return [*affine[:3, 3]], [*(x / dx), *(y / dy)], [dy, dx], float(np.linalg.norm(z))
+
+
+def _plane(ds: Dataset, affine: Affine) -> None:
+    position, orientation, spacing, thickness = geometry(affine)
+    ds.ImagePositionPatient = [values.decimal(value) for value in position]
+    ds.ImageOrientationPatient = [values.decimal(value) for value in orientation]
+    ds.PixelSpacing = [values.decimal(value) for value in spacing]
+    ds.SliceThickness = values.decimal(thickness or None)
+
+
+def _acquisition(ds: Dataset, spooled: Spooled) -> None:
+    encoding, position = spooled.scan.encoding, spooled.frame.position
+    ds.ScanningSequence, ds.SequenceVariant = "RM", "NONE"  # research mode: the raw data stream does not say
+    ds.ScanOptions, ds.MRAcquisitionType, ds.EchoTrainLength = "", "2D", ""
+    ds.RepetitionTime = values.decimal(encoding.tr_ms if encoding else None)
+    ds.EchoTime = values.decimal(encoding.te_ms if encoding else None)
+    ds.AcquisitionNumber = position.repetition + 1
+    ds.TemporalPositionIdentifier = position.repetition + 1
+    if encoding is None:
+        return
+    if encoding.flip_deg is not None:
+        ds.FlipAngle = values.decimal(encoding.flip_deg)
+    if encoding.field_strength_t is not None:
+        ds.MagneticFieldStrength = values.decimal(encoding.field_strength_t)
+    if encoding.frequency_hz is not None:
+        ds.ImagingFrequency = values.decimal(encoding.frequency_hz / 1e6)
+    if encoding.sequence_name:
+        ds.SequenceName = values.text(encoding.sequence_name, 16)
+    ds.InPlanePhaseEncodingDirection = "COL"  # phase encoding runs along y everywhere in nearscan
+    ds.AcquisitionMatrix = [0, encoding.encoded_matrix[0], encoding.encoded_matrix[1], 0]
+
+
+def _comments(spooled: Spooled, n_clipped: int) -> str:
+    lines = []
+    for mark in spooled.frame.marks:
+        told = mark.reason.startswith(("UNPROCESSED", "INCOMPLETE"))
+        lines.append(mark.reason if told else f"UNPROCESSED: {mark.stage}: {mark.reason}")
+    lines += [f"{finding.severity.upper()}: {finding.message}" for finding in spooled.frame.findings]
+    if n_clipped:
+        lines.append(f"CLIPPED: {n_clipped} pixels lie outside the range that the first image of the scan set")
+    return values.paragraphs([*lines, RESEARCH_USE], 10240)
+
+
+def _image(ds: Dataset, spooled: Spooled, image: NDArray[Any]) -> None:
+    acquired = _local(spooled.frame.acquired_ns)
+    stored, n_clipped = to_uint16(image, spooled.scale)
+    ds.InstanceNumber = spooled.frame.sequence + 1
+    ds.AcquisitionDate = ds.ContentDate = acquired.strftime("%Y%m%d")
+    ds.AcquisitionTime = ds.ContentTime = acquired.strftime("%H%M%S.%f")
+    ds.AcquisitionDateTime = acquired.strftime("%Y%m%d%H%M%S.%f%z")
+    ds.ImageComments = _comments(spooled, n_clipped)
+    ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = stored.shape
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit, ds.PixelRepresentation = 15, 0
+    black, white = (value * spooled.scale for value in spooled.window)
+    ds.WindowCenter = values.decimal((black + white) / 2)
+    ds.WindowWidth = values.decimal(max(white - black, 1.0))  # at least 1: PS3.3 C.11.2.1.2
+    ds.PixelData = stored.astype("<u2", copy=False).tobytes()
+
+
+def _reference(names: _Names) -> Dataset:
+    ds = Dataset()
+    ds.ReferencedSOPClassUID, ds.ReferencedSOPInstanceUID = MRImageStorage, names.instance(RECONSTRUCTED)
+    return ds
+
+
+def _derived_from(ds: Dataset, names: _Names) -> None:
+    source, series = _reference(names), Dataset()
+    source.PurposeOfReferenceCodeSequence = [_code("121322", "DCM", "Source image for image processing operation")]
+    ds.SourceImageSequence = [source]
+    series.SeriesInstanceUID = names.series(RECONSTRUCTED)
+    series.ReferencedInstanceSequence = [_reference(names)]
+    ds.ReferencedSeriesSequence = [series]
+
+
+def _kind_of_image(ds: Dataset, spooled: Spooled, names: _Names, kind: str) -> None:
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+    if kind == RECONSTRUCTED:
+        return
+    ds.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+    steps = [f"{step.operator} {step.version} {step.model}".strip() for step in steps_of(spooled, kind)]
+    ds.DerivationDescription = values.paragraphs([f"{RESEARCH_USE} Processed by: {'; '.join(steps)}"], 1024)
+    if RECONSTRUCTED in spooled.images:
+        _derived_from(ds, names)
+
+
+def dataset(spooled: Spooled, kind: str) -> Dataset:
+    """Build the object of one series `kind`. Raises ValueError when these pixels have no valid one."""
+    names, ds = _Names(spooled), Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, names.instance(kind)
+    ds.InstanceCreationDate = _local(spooled.spooled_ns).strftime("%Y%m%d")
+    ds.InstanceCreationTime = _local(spooled.spooled_ns).strftime("%H%M%S")
+    _patient_and_study(ds, spooled, names)
+    _series(ds, spooled, names, kind)
+    _equipment(ds, spooled.scan.encoding)
+    _acquisition(ds, spooled)
+    _plane(ds, spooled.frame.affine)
+    _image(ds, spooled, spooled.images[kind])
+    _kind_of_image(ds, spooled, names, kind)
+    ds.ContributingEquipmentSequence = _contributions(steps_of(spooled, kind))
+    return ds
+
+
+def part10(ds: Dataset) -> bytes:
+    """Give the file. Implicit VR: the one transfer syntax that every peer must take (PS3.5 10.1)."""
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    file = BytesIO()
+    dcmwrite(file, ds, enforce_file_format=True)
+    return file.getvalue()
+
+
+def instances(spooled: Spooled, priority: int) -> list[NewInstance]:
+    """Build what one spooled image becomes in PACS."""
+    return [_instance(spooled, kind, priority) for kind in spooled.images]
+
+
+def _instance(spooled: Spooled, kind: str, priority: int) -> NewInstance:
+    ds = dataset(spooled, kind)
+    steps = [asdict(step) for step in steps_of(spooled, kind)]
+    return NewInstance(
+        part10(ds),
+        str(ds.SOPClassUID),
+        str(ds.SOPInstanceUID),
+        str(ImplicitVRLittleEndian),
+        destinations=spooled.destinations,
+        priority=priority,
+        scan_id=spooled.scan.scan_id,
+        lineage={"kind": kind, "sequence": spooled.frame.sequence, "scale": spooled.scale, "steps": steps},
+    )
