@@ -97,7 +97,7 @@ class DisplayServer:
     ) -> None:
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         try:
-            self._listener = socket.create_server((bind, port), family=family, backlog=max_displays)
+            self._listener = socket.create_server((bind, port), family=family, backlog=128)
         except OSError as error:
             raise ConfigError(
                 f"openigtlink: cannot listen on {bind}:{port}: {error}; choose another port or bind address"

@@ -137,8 +137,8 @@ class OpenIGTLink:
 
     def _live(self, age_ms: float) -> Status:
         if age_ms < self._settings.stale_ms:
-            return Status(OK, "LIVE", f"live, {self._newest} {age_ms:.0f} ms ago", int(age_ms))
-        return Status(CONNECTION_LOST, "STALE", f"no live data since {age_ms:.0f} ms", int(age_ms))
+            return Status(OK, "LIVE", f"live, {self._newest} {int(age_ms)} ms ago", int(age_ms))
+        return Status(CONNECTION_LOST, "STALE", f"no live data since {int(age_ms)} ms", int(age_ms))
 
 
 def make(settings: Settings, context: Context) -> OpenIGTLink:
