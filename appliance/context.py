@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class Context:
     """Given to every `make(settings, context)`.
 
     `alarm(key, text)` raises an alarm for people (one per key until it changes; empty text clears it).
-    `replies` maps a scan id to the way back to its sender; a source adds, `mrd_reply` takes.
+    `replies` maps a scan id to the way back to its sender; a source adds, `mrd_reply` takes. `reply_wanted` is set by
+    a sink that will close each reply; without one the source does so itself.
     """
 
     pipeline: str
@@ -40,3 +42,4 @@ class Context:
     reserve_bytes: int = 0  # free disk space below which the buffer refuses
     alarm: Callable[[str, str], None] = _no_alarm
     replies: dict[str, Reply] = field(default_factory=dict)
+    reply_wanted: threading.Event = field(default_factory=threading.Event)

@@ -54,11 +54,14 @@ class Connection:
     """
 
     def __init__(
-        self, sender: Literal["scanner", "appliance"] = "scanner", limits: Limits | None = None, buffer_bytes: int = 4 << 20
+        self,
+        sender: Literal["scanner", "appliance"] = "scanner",
+        limits: Limits | None = None,
+        buffer_bytes: int = 4 << 20,
     ) -> None:
         self.limits = limits or Limits()
         self._state = "new" if sender == "scanner" else "answering"
-        self._buffer: NDArray[np.uint8] = np.empty(max(buffer_bytes, _LEAST_SPACE), np.uint8)
+        self._buffer = np.empty(max(buffer_bytes, _LEAST_SPACE), np.uint8).data
         self._start = self._end = 0  # of what is not parsed yet
         self._wanted = 2  # bytes from _start that the next step needs
         self._parsers: dict[m.Id, Callable[[], tuple[m.Event, int] | None]] = {
@@ -82,10 +85,10 @@ class Connection:
         held = self._end - self._start
         if len(self._buffer) - self._start < max(self._wanted, held + _LEAST_SPACE):
             room = max(self._wanted, held) + _LEAST_SPACE
-            target = self._buffer if room <= len(self._buffer) else np.empty(room, np.uint8)
+            target = self._buffer if room <= len(self._buffer) else np.empty(room, np.uint8).data
             target[:held] = self._buffer[self._start : self._end]
             self._buffer, self._start, self._end = target, 0, held
-        return memoryview(self._buffer)[self._end :]
+        return self._buffer[self._end :]
 
     def received(self, n_bytes: int) -> None:
         """Say how many bytes were put into `space()`."""
@@ -253,4 +256,6 @@ def _out_of_order(message_id: m.Id, state: str) -> str:
         return f"mrd: {message_id.name} before HEADER; send CONFIG, then HEADER, then data"
     if message_id == m.Id.HEADER:
         return "mrd: second HEADER in one connection; send CLOSE and open a new connection for the next scan"
-    return f"mrd: {message_id.name} is not allowed here (state {state!r}); send CONFIG, then HEADER, then data, then CLOSE"
+    return (
+        f"mrd: {message_id.name} is not allowed here (state {state!r}); send CONFIG, then HEADER, then data, then CLOSE"
+    )

@@ -30,6 +30,7 @@ class MrdHeader:
 
     Line numbers on the wire plus `ky_shift` are indices of the encoded matrix with the k-space centre at
     ``n // 2``; `ky_first` and `ky_last` (inclusive) are such indices. `encoding.n_coils` is 0 when not announced.
+    `unsupported` says why raw data with this header cannot be reconstructed; finished images still can be taken.
     """
 
     encoding: Encoding
@@ -39,10 +40,11 @@ class MrdHeader:
     ky_first: int
     ky_last: int
     n_frames: int | None
+    unsupported: str
 
 
 def parse_header(xml: bytes) -> MrdHeader:
-    """Read the header of a 2D Cartesian scan. Raises PeerError naming the element that is missing or not supported."""
+    """Read the header. Raises PeerError naming the element that is missing or makes no sense."""
     root = parse_xml(xml.rstrip(b"\0 \r\n\t"), _WHERE)
     if root.tag != "ismrmrdHeader":
         raise PeerError(f"{_WHERE}: root element is {root.tag[:40]!r}; expected 'ismrmrdHeader'")
@@ -54,11 +56,12 @@ def parse_header(xml: bytes) -> MrdHeader:
     return MrdHeader(
         encoding=described,
         identity=_identity(root),
-        trajectory=_trajectory(encoding),
+        trajectory=_text(encoding, "trajectory").lower(),
         ky_shift=shift,
         ky_first=first,
         ky_last=last,
         n_frames=_n_frames(encoding),
+        unsupported=_unsupported(encoding, described),
     )
 
 
@@ -111,20 +114,21 @@ def _fov_mm(encoding: Element, space: str) -> tuple[float, float, float]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _trajectory(encoding: Element) -> str:
+def _unsupported(encoding: Element, described: Encoding) -> str:
     trajectory = _text(encoding, "trajectory").lower()
     if trajectory not in ("cartesian", "epi"):
-        raise PeerError(
+        return (
             f"{_WHERE}: trajectory {trajectory[:40]!r} is not supported; send 2D Cartesian data ('cartesian' or 'epi')"
         )
-    return trajectory
+    n_partitions = described.encoded_matrix[2]
+    if n_partitions > 1 or _whole(encoding, "parallelImaging/accelerationFactor/kspace_encoding_step_2", 1, 1, 64) > 1:
+        return f"{_WHERE}: 3D encoding ({n_partitions} partitions) is not supported; send 2D slices"
+    return ""
 
 
 def _encoding(root: Element, encoding: Element) -> Encoding:
     encoded = _matrix(encoding, "encodedSpace")
     acceleration = _whole(encoding, "parallelImaging/accelerationFactor/kspace_encoding_step_1", 1, 1, 64)
-    if encoded[2] > 1 or _whole(encoding, "parallelImaging/accelerationFactor/kspace_encoding_step_2", 1, 1, 64) > 1:
-        raise PeerError(f"{_WHERE}: 3D encoding ({encoded[2]} partitions) is not supported; send 2D slices")
     mode = _text(encoding, "parallelImaging/calibrationMode").lower()
     return Encoding(
         encoded_matrix=encoded,
@@ -225,7 +229,7 @@ def encode_header_xml(encoding: Encoding, identity: Identity | None = None, n_fr
     _add_encoding(root, encoding, n_frames)
     times = {"TR": encoding.tr_ms, "TE": encoding.te_ms, "flipAngle_deg": encoding.flip_deg}
     _add(root, "sequenceParameters", **times)
-    return tostring(root, encoding="utf-8", xml_declaration=True)
+    return bytes(tostring(root, encoding="utf-8", xml_declaration=True))
 
 
 def _add(parent: Element, tag: str, **fields: object) -> Element:

@@ -19,7 +19,7 @@ def encode_meta(meta: Meta) -> bytes:
         SubElement(entry, "name").text = name
         for value in values:
             SubElement(entry, "value").text = "".join(c if c.isprintable() or c in "\t\n" else "?" for c in value)
-    return tostring(root, encoding="utf-8", xml_declaration=True)
+    return bytes(tostring(root, encoding="utf-8", xml_declaration=True))
 
 
 def parse_meta(xml: bytes) -> dict[str, list[str]]:
