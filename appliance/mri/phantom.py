@@ -102,7 +102,7 @@ def _modulation(matrix: tuple[int, int], n_coils: int) -> NDArray[np.complex64]:
     """Sensitivities times the object's own smooth phase (field inhomogeneity), (coil, y, x)."""
     y, x = _grid(matrix)
     phase = np.exp(1j * (0.5 * x - 0.7 * y + 0.6 * x * y + 0.4 * y**2)).astype(np.complex64)
-    modulation = coil_sensitivities(matrix, n_coils) * phase
+    modulation = np.asarray(coil_sensitivities(matrix, n_coils) * phase)
     modulation.flags.writeable = False
     return modulation
 
@@ -138,4 +138,5 @@ def noise_samples(
 ) -> NDArray[np.complex64]:
     """Return complex white noise, e.g. a scanner's noise acquisition of shape (coil, sample)."""
     generator = np.random.default_rng(seed)
-    return (noise_std * generator.standard_normal((*shape, 2), dtype=np.float32)).view(np.complex64)[..., 0]
+    noise = noise_std * generator.standard_normal((*shape, 2), dtype=np.float32)
+    return np.asarray(noise.view(np.complex64)[..., 0])
