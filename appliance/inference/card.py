@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model cards: what a model is, what it was tried on, and how to tell that it is itself."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import appliance
+from appliance.errors import ModelError
+from appliance.inference.backend import Precision, Shapes
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Validation(_Part):
+    """Peak signal to noise in the body, one kind of image at one noise level; `other` is a named peer."""
+
+    data: Text
+    noise_percent: float = Field(ge=0, description="standard deviation over the image's maximum")
+    noisy_db: float
+    model_db: float
+    other: Text
+    other_db: float
+
+
+class Input(_Part):
+    name: Text
+    channels: tuple[Text, ...] = Field(min_length=1)
+    scaling: Text
+    smallest_px: int = Field(ge=1)
+    typical_px: int = Field(ge=1)
+    largest_px: int = Field(ge=1)
+
+
+class Output(_Part):
+    name: Text
+    meaning: Text
+
+
+class Golden(_Part):
+    """Input and output kept from training; `tolerance` is the largest absolute error at each precision."""
+
+    file: FileName
+    sha256: Sha256
+    tolerance: dict[Precision, Annotated[float, Field(gt=0)]]
+
+
+class Training(_Part):
+    command: Text
+    time: Text
+
+
+class Card(_Part):
+    """models/NAME.yaml."""
+
+    name: FileName
+    version: Text
+    what: Text
+    use: Literal["research use only, not for diagnosis"]
+    trained_on: Text
+    validated_on: tuple[Validation, ...] = Field(min_length=1)
+    limits: tuple[Text, ...] = Field(min_length=1)
+    file: FileName
+    sha256: Sha256
+    input: Input
+    output: Output
+    golden: Golden
+    deadline_ms: float = Field(gt=0)
+    training: Training
+
+    @property
+    def shapes(self) -> Shapes:
+        """The sizes that an engine is built for."""
+        n = len(self.input.channels)
+        small, typical, large = self.input.smallest_px, self.input.typical_px, self.input.largest_px
+        return Shapes((1, n, small, small), (1, n, typical, typical), (1, n, large, large))
+
+
+class Model(NamedTuple):
+    """A card and the bytes it vouches for."""
+
+    card: Card
+    onnx: bytes
+    golden_input: NDArray[np.float32]  # (1, channel, y, x)
+    golden_output: NDArray[np.float32]
+
+
+def shipped_models() -> Path:
+    """Return the folder of the models that came with this installation."""
+    package = Path(appliance.__file__).parent
+    packaged = package / "shipped_models"
+    return packaged if packaged.is_dir() else package.parent / "models"  # a wheel, or a checkout
+
+
+def read_model(name: str, folder: Path) -> Model:
+    """Read `name`'s card, model and golden file, and check their digests. Raises ModelError."""
+    path = folder / f"{name}.yaml"
+    card = _read_card(path)
+    onnx = _read_vouched(path, card.file, card.sha256)
+    golden = _read_vouched(path, card.golden.file, card.golden.sha256)
+    try:
+        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+            return Model(card, onnx, arrays["input"], arrays["output"])
+    except (KeyError, ValueError, OSError) as e:
+        raise ModelError(f"{path}: {card.golden.file} holds no arrays 'input' and 'output'; restore the file") from e
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        content = yaml.safe_load(path.read_bytes())
+        return Card.model_validate(content)
+    except FileNotFoundError as e:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ModelError(f"{path}: no such model card; models in this folder: {known}") from e
+    except OSError as e:
+        raise ModelError(f"{path}: cannot read: {e.strerror}; check its permissions") from e
+    except yaml.YAMLError as e:
+        raise ModelError(f"{path}: not YAML: {str(e).splitlines()[0]}; restore the file") from e
+    except ValidationError as e:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in e.errors())
+        raise ModelError(f"{path}: {problems}; correct the card") from e
+
+
+def _read_vouched(card: Path, file: str, expected: str) -> bytes:
+    """Return the bytes of `file` beside `card` if they have the digest that the card says."""
+    try:
+        content = (card.parent / file).read_bytes()
+    except OSError as e:
+        raise ModelError(f"{card}: cannot read {file}: {e.strerror}; restore the file") from e
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise ModelError(f"{card}: sha256 of {file} is {digest}, card says {expected}; restore the file or rebuild")
+    return content

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep built engines. An engine is executable content: only this user may write here, and its digest is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from appliance.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_DIGEST_BYTES = hashlib.sha256().digest_size  # a file is the engine's digest, then the engine
+
+
+def cached_engine(folder: Path, key: str, build: Callable[[], bytes]) -> bytes:
+    """Return the engine for `key`, building it when it is missing or damaged.
+
+    `key` must name everything the engine depends on: model digest, backend and version, precision and TF32,
+    shapes, GPU capability and driver. Raises ModelError when other users could have written the folder.
+    """
+    _make_private(folder)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.engine"
+    engine = _read(path)
+    if engine is None:
+        engine = build()
+        _write(path, engine)
+    return engine
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        raise ModelError(
+            f"{folder}: mode {found.st_mode & 0o777:04o}, owner {found.st_uid}: others could replace an engine; "
+            "delete the folder"
+        )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, engine = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(engine).digest() == digest:
+        return engine
+    log.warning("%s: damaged engine; building it again", path)
+    return None
+
+
+def _write(path: Path, engine: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(hashlib.sha256(engine).digest() + engine)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
