@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A finished frame as an MRD image for the scanner: header and meta."""
+"""A finished frame as an MRD image for the scanner."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.arrays import to_host
 from appliance.frames import Frame
+from appliance.imaging.quantise import scale_for, to_uint16
 from appliance.mrd.geometry import Placement, placement
-from appliance.mrd.messages import ACQUISITION_HEADER, IMAGE_HEADER, IMAGE_TYPE_MAGNITUDE
+from appliance.mrd.messages import ACQUISITION_HEADER, IMAGE_HEADER, IMAGE_TYPE_MAGNITUDE, encode_image
+from appliance.mrd.meta import encode_meta
 
 _COUNTERS = ("slice", "repetition", "phase", "contrast", "set", "average")
 _KEPT = (
@@ -22,7 +28,7 @@ _KEPT = (
 
 def image_head(frame: Frame, place: Placement) -> np.void:
     """Return the image header for `frame`, (y, x): what the scanner sent, with what has changed."""
-    head = np.zeros(1, IMAGE_HEADER)[0]
+    head: np.void = np.zeros(1, IMAGE_HEADER)[0]
     sent = frame.attachments.get("mrd_header")
     if sent is not None and sent.nbytes == IMAGE_HEADER.itemsize:
         head = np.frombuffer(sent.tobytes(), IMAGE_HEADER)[0].copy()
@@ -68,3 +74,29 @@ def place_of(frame: Frame) -> Placement:
     if frame.axes != ("y", "x"):
         raise ValueError(f"mrd answer: expected axes ('y', 'x'), got {frame.axes}; put reconstruct before it")
     return placement(frame.affine, frame.array.shape)
+
+
+class AnswerEncoder:
+    """Images of one scan as messages, with one scale and one window, both from its first image."""
+
+    def __init__(self, data_type: Literal["uint16", "float32"], series_suffix: str) -> None:
+        self._data_type = data_type
+        self._series_suffix = series_suffix
+        self._scale: float | None = None
+        self._window = (0.0, 1.0)
+
+    def encode(self, frame: Frame) -> bytes:
+        """Return the IMAGE message for `frame`, (y, x), any device."""
+        place = place_of(frame)
+        image = to_host(frame.array)
+        if self._scale is None:
+            self._scale = scale_for(image) if self._data_type == "uint16" else 1.0
+            brightest = float(np.percentile(image, 99.5)) * self._scale
+            self._window = (brightest / 2, max(brightest, 1e-6))
+        pixels: NDArray[Any] = np.ascontiguousarray(image, np.float32)
+        remarks: tuple[str, ...] = ()
+        if self._data_type == "uint16":
+            pixels, n_clipped = to_uint16(pixels, self._scale)
+            remarks = (f"{n_clipped} pixels clipped",) if n_clipped else ()
+        meta = image_meta(frame, place, self._window, self._series_suffix, remarks)
+        return encode_image(image_head(frame, place), encode_meta(meta), pixels[np.newaxis, np.newaxis])

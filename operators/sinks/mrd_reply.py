@@ -14,18 +14,12 @@ import threading
 from queue import SimpleQueue
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from appliance.arrays import to_host
 from appliance.context import Context, Reply
 from appliance.errors import PeerError
 from appliance.frames import End, Frame, Scan
-from appliance.imaging.quantise import scale_for, to_uint16
-from appliance.mrd.answer import image_head, image_meta, place_of
-from appliance.mrd.messages import encode_image
-from appliance.mrd.meta import encode_meta
+from appliance.mrd.answer import AnswerEncoder, place_of
 from operators import OperatorSettings
 
 _ALARM = "mrd_reply"
@@ -48,11 +42,9 @@ class _Writer:
 
     def __init__(self, reply: Reply, settings: Settings, context: Context) -> None:
         self._reply = reply
-        self._settings = settings
+        self._encoder = AnswerEncoder(settings.data_type, settings.series_suffix)
         self._context = context
         self._queue: SimpleQueue[Frame | End] = SimpleQueue()
-        self._scale: float | None = None
-        self._window = (0.0, 1.0)
         self.n_sent = 0
         self.given_up = ""
         self.thread = threading.Thread(target=self._run, name="mrd_reply", daemon=True)
@@ -77,26 +69,11 @@ class _Writer:
 
     def _send(self, frame: Frame) -> None:
         try:
-            self._reply.send(self._encode(frame))
+            self._reply.send(self._encoder.encode(frame))
             self.n_sent += 1
         except PeerError as error:
             self.given_up = f"images from number {frame.sequence + 1} on were not sent"
             self._context.alarm(_ALARM, f"{error}; {self.given_up}")
-
-    def _encode(self, frame: Frame) -> bytes:
-        image = to_host(frame.array)
-        if self._scale is None:
-            self._scale = scale_for(image) if self._settings.data_type == "uint16" else 1.0
-            brightest = float(np.percentile(image, 99.5)) * self._scale
-            self._window = (brightest / 2, max(brightest, 1e-6))
-        pixels: NDArray[Any] = np.ascontiguousarray(image, np.float32)
-        remarks: tuple[str, ...] = ()
-        if self._settings.data_type == "uint16":
-            pixels, n_clipped = to_uint16(image, self._scale)
-            remarks = (f"{n_clipped} pixels clipped",) if n_clipped else ()
-        place = place_of(frame)
-        meta = image_meta(frame, place, self._window, self._settings.series_suffix, remarks)
-        return encode_image(image_head(frame, place), encode_meta(meta), pixels[np.newaxis, np.newaxis])
 
 
 class MrdReply:
