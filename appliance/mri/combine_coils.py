@@ -42,10 +42,10 @@ def estimate_sensitivities(calibration: NDArray[np.complex64], matrix: tuple[int
     vectors = _normalised(images)
     for _ in range(ITERATIONS):
         vectors = _normalised(_local_covariance_times(images, vectors))
-    fine = _interpolation(coarse[0], matrix[0]) @ vectors @ _interpolation(coarse[1], matrix[1]).T
-    maps = _normalised(np.asarray(fine, np.complex64))
-    seen = np.einsum("c,cyx->yx", _virtual_coil(images).conj(), maps)
-    return np.asarray(maps * (seen.conj() / np.maximum(np.abs(seen), np.float32(1e-12))), np.complex64)
+    seen = np.einsum("c,cyx->yx", _virtual_coil(images).conj(), vectors)[None]
+    fine, seen = (_interpolated(_interpolated(part, matrix[0], 1), matrix[1], 2) for part in (vectors, seen))
+    scale = seen[0].conj() / np.maximum(np.abs(seen[0]) * root_sum_of_squares(fine), np.finfo(np.float32).tiny)
+    return np.asarray(fine * scale)
 
 
 def _low_resolution(calibration: NDArray[np.complex64], coarse: tuple[int, int]) -> NDArray[np.complex64]:
@@ -78,12 +78,11 @@ def _normalised(vectors: NDArray[np.complex64]) -> NDArray[np.complex64]:
     return np.asarray(vectors / np.maximum(norm, np.finfo(np.float32).tiny))
 
 
-def _interpolation(n_from: int, n_to: int) -> NDArray[np.float32]:
-    """Periodic linear interpolation as a matrix (n_to, n_from); centres n // 2 lie on each other."""
-    position = (np.arange(n_to) - n_to // 2) * (n_from / n_to) + n_from // 2
+def _interpolated(maps: NDArray[np.complex64], n: int, axis: int) -> NDArray[np.complex64]:
+    """Periodic linear interpolation of one axis to `n` pixels; centres n // 2 lie on each other."""
+    old = maps.shape[axis]
+    position = (np.arange(n) - n // 2) * (old / n) + old // 2
     below = np.floor(position).astype(int)
-    matrix = np.zeros((n_to, n_from), np.float32)
-    rows = np.arange(n_to)
-    np.add.at(matrix, (rows, below % n_from), 1 - (position - below))
-    np.add.at(matrix, (rows, (below + 1) % n_from), position - below)
-    return matrix
+    fraction = (position - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    lower, upper = maps.take(below % old, axis), maps.take((below + 1) % old, axis)
+    return np.asarray(lower + fraction * (upper - lower))

@@ -39,40 +39,53 @@ def calibration_lines_needed(acceleration: int, n_lines: int) -> int:
 def calibrate(
     calibration: NDArray[np.complex64],
     acceleration: int,
-    kernel: tuple[int, int] = (2, 5),
-    regularisation: float = 1e-4,
+    kernel: tuple[int, int] = (4, 5),
+    regularisation: float = 1e-3,
 ) -> Kernel:
     """Fit the kernel to `calibration`, (coil, ky, kx), consecutive lines, by regularised least squares.
 
     `kernel` is (acquired lines, even; columns, odd). `regularisation` (Tikhonov) is relative to the mean
-    eigenvalue of the normal equations, so it has no unit. The input is not modified.
-    Raises ValueError when there are too few lines for one position of the kernel.
+    eigenvalue of the normal equations, so it has no unit. Beyond the first and last column k-space counts as zero;
+    with that the normal equations depend on differences of columns only, and need a fifth of the products.
+    The input is not modified. Raises ValueError when there are too few lines for one position of the kernel.
     """
     n_b, n_d = kernel
     n_coils, n_lines, n_kx = calibration.shape
     span = calibration_lines_needed(acceleration, n_b)
     if n_lines < span or n_kx < n_d:
         raise ValueError(f"calibrate: {n_lines} lines × {n_kx} columns cannot hold a kernel of {span} × {n_d}")
-    windows = np.lib.stride_tricks.sliding_window_view(calibration, (span, n_d), axis=(1, 2))
-    sources = windows[..., ::acceleration, :].transpose(1, 2, 0, 3, 4).reshape(-1, n_coils * n_b * n_d)
-    first_target = (n_b // 2 - 1) * acceleration + 1
-    targets = windows[..., first_target : first_target + acceleration - 1, n_d // 2]
-    targets = targets.transpose(1, 2, 3, 0).reshape(len(sources), -1)
-    solution = _least_squares(sources, targets, regularisation)
-    weights = solution.T.reshape(acceleration - 1, n_coils, n_coils, n_b, n_d)
+    padded = np.pad(calibration.transpose(1, 2, 0), ((0, 0), (n_d // 2, n_d // 2), (0, 0)))  # (ky, kx, coil)
+    n_positions = n_lines - span + 1
+    rows = [padded[b * acceleration : b * acceleration + n_positions] for b in range(n_b)]
+    first = (n_b // 2 - 1) * acceleration + 1
+    targets = [padded[first + r : first + r + n_positions] for r in range(acceleration - 1)]
+    solution = _solve(np.concatenate(rows, axis=2), np.concatenate(targets, axis=2), n_d, regularisation)
+    weights = solution.reshape(n_d, n_b, n_coils, acceleration - 1, n_coils).transpose(3, 4, 2, 1, 0)
     return Kernel(weights.astype(np.complex64), acceleration)
 
 
-def _least_squares(
-    sources: NDArray[np.complex64], targets: NDArray[np.complex64], regularisation: float
+def _solve(
+    sources: NDArray[np.complex64], targets: NDArray[np.complex64], n_d: int, regularisation: float
 ) -> NDArray[np.complex128]:
-    """Minimise |sources · w - targets|² + λ|w|²; products in single, the factorisation in double precision."""
-    adjoint = sources.conj().T
-    normal = (adjoint @ sources).astype(np.complex128)
-    size = len(normal)
-    normal[np.diag_indices(size)] += max(regularisation * np.trace(normal).real / size, np.finfo(np.float64).tiny)
-    factor = scipy.linalg.cho_factor(normal, overwrite_a=True, check_finite=False)
-    return np.asarray(scipy.linalg.cho_solve(factor, adjoint @ targets, check_finite=False))
+    """Minimise |Σ_d sources(kx + d) · w_d - targets|² + λ|w|²; return w, (d and source, target).
+
+    Both are (position, kx, …) with n_d - 1 zero columns, which keep the positions apart when they are joined to one
+    long row. Products are in single, the factorisation is in double precision.
+    """
+    n_s = sources.shape[2]
+    s, t = sources.reshape(-1, n_s), targets.reshape(-1, targets.shape[2])
+    lagged = [s[: len(s) - lag].conj().T @ s[lag:] for lag in range(n_d)]
+    normal = np.empty((n_d, n_s, n_d, n_s), np.complex128)
+    right = np.empty((n_d, n_s, t.shape[1]), np.complex128)
+    for d in range(n_d):
+        for e in range(n_d):
+            normal[d, :, e] = lagged[e - d] if e >= d else lagged[d - e].conj().T
+        shift = d - n_d // 2
+        right[d] = s[max(shift, 0) : len(s) + min(shift, 0)].conj().T @ t[max(-shift, 0) : len(t) - max(shift, 0)]
+    matrix = normal.reshape(n_d * n_s, n_d * n_s)
+    matrix[np.diag_indices(len(matrix))] += max(regularisation * np.trace(matrix).real / len(matrix), 1e-300)
+    factor = scipy.linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
+    return np.asarray(scipy.linalg.cho_solve(factor, right.reshape(n_d * n_s, -1), check_finite=False))
 
 
 def unmixing_weights(kernel: Kernel, sensitivities: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -82,17 +95,15 @@ def unmixing_weights(kernel: Kernel, sensitivities: NDArray[np.complex64]) -> ND
     conj(`sensitivities`), (coil, y, x), as `combine_coils` does it.
     """
     n_coils, n_y, n_x = sensitivities.shape
-    n_classes, _, _, n_b, n_d = kernel.weights.shape
-    combine = sensitivities.conj()
+    n_d = kernel.weights.shape[4]
     along_x = _waves(n_d // 2 - np.arange(n_d), n_x)  # (d, x)
-    along_y = _waves(kernel.offsets.reshape(-1), n_y).T  # (y, class and b)
-    hybrid = np.einsum("rtsbd,dx->xtrbs", kernel.weights, along_x, optimize=True)
+    along_y = _waves(kernel.offsets.reshape(-1), n_y).T[:, :, None]  # (y, class and b, 1)
+    hybrid = np.einsum("rtsbd,dx->xrbts", kernel.weights, along_x, optimize=True).reshape(n_x, -1, n_coils)
+    combine = np.ascontiguousarray(sensitivities.T.conj())  # (x, y, coil)
     unmixing = combine.copy()
     for x in range(n_x):
-        mixed = combine[:, :, x].T @ hybrid[x].reshape(n_coils, -1)
-        mixed = mixed.reshape(n_y, n_classes * n_b, n_coils)
-        unmixing[:, :, x] += (along_y[:, :, None] * mixed).sum(axis=1).T
-    return unmixing
+        unmixing[x] += (along_y * combine[x][:, None]).reshape(n_y, -1) @ hybrid[x]
+    return np.ascontiguousarray(unmixing.T)
 
 
 def _waves(offsets: NDArray[np.int64], n: int) -> NDArray[np.complex64]:

@@ -46,10 +46,12 @@ def fuse(
     """
     n_coils, n_y, n_x = unmixing_weights.shape
     fold = acceleration if n_y % acceleration == 0 else 1
-    raw = unmixing_weights if whitening is None else np.einsum("syx,st->tyx", unmixing_weights, whitening)
-    centre_x = np.exp(-2j * np.pi * (n_kx // 2) / n_kx * (np.arange(n_x) - n_x // 2))
-    blocks = (raw * (centre_x / np.sqrt(n_y * n_kx))).reshape(n_coils, fold, n_y // fold, n_x)
-    return Unmixing(np.roll(blocks, -(n_y // 2), axis=2).astype(np.complex64), n_kx)
+    raw = unmixing_weights
+    if whitening is not None:
+        raw = (whitening.T.astype(np.complex64) @ raw.reshape(n_coils, -1)).reshape(raw.shape)
+    centre_x = np.exp(-2j * np.pi * (n_kx // 2) / n_kx * (np.arange(n_x) - n_x // 2)) / np.sqrt(n_y * n_kx)
+    blocks = (raw * centre_x.astype(np.complex64)).reshape(n_coils, fold, n_y // fold, n_x)
+    return Unmixing(np.roll(blocks, -(n_y // 2), axis=2), n_kx)
 
 
 def beside(unmixing: Unmixing, array: Array) -> Unmixing:

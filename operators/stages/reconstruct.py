@@ -2,7 +2,7 @@
 """Images from raw 2D Cartesian k-space: prewhitening, oversampling, GRAPPA, partial Fourier, coil combination.
 
 In:  (coil, ky, kx) complex64, acquired lines only, any device
-Out: (y, x) float32 magnitude, same device; attachments "kspace" (the input) and "noise_map" ((y, x), standard deviation)
+Out: (y, x) float32 magnitude, same device; attachments "kspace" (the input) and "noise_map" (its standard deviation)
 Weights are computed once for each slice position: off the graph's thread when calibration lines come separately,
 with the first frame when they are embedded. References: see appliance/mri/grappa.py and its neighbours.
 """
