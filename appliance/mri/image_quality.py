@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from appliance.frames import Finding
-from appliance.mri.quality import Bools, Floats, Levels
+from appliance.mri.baseline import Baseline, Bools, Floats, Levels
+from appliance.mri.quality import Limits, find_frozen, find_level_changes
 
 
 def measure_image(image: Floats) -> Levels:
@@ -40,8 +41,10 @@ def ghost_level(image: Floats) -> float | None:
     small = image[: image.shape[0] // (2 * step_y) * 2 * step_y : step_y, ::step_x]
     if small.size < 256:
         return None
-    bright = np.partition(small, int(0.98 * small.size), axis=None)[int(0.98 * small.size)]
-    tissue = small > 0.2 * bright
+    bright = small[small > small.mean()]
+    if not bright.size:
+        return None
+    tissue = small > 0.25 * bright.mean()
     body = _between(tissue, 0) | _between(tissue, 1)
     ghost = np.roll(body, len(body) // 2, axis=0) & ~body
     background = ~(ghost | body)
@@ -67,3 +70,10 @@ def find_ghosting(ghost: float | None, limit: float) -> list[Finding]:
         "check for motion of the patient and, in EPI, the phase correction"
     )
     return [Finding("ghosting", message, "warning", ghost, limit)]
+
+
+def judge_image(image: Floats, baseline: Baseline, limits: Limits) -> tuple[list[Finding], Levels]:
+    """Return what is wrong with an image that comes without k-space, and its levels."""
+    levels = measure_image(image)
+    found = find_unusable_image(image)
+    return found or find_frozen(levels, baseline) or find_level_changes(levels, baseline, limits), levels

@@ -7,34 +7,28 @@ two decades) no sample exceeds its 42 neighbours 2.1 times, near the centre of k
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.frames import Finding
-
-Floats = NDArray[np.floating[Any]]
-Kspace = NDArray[np.complex64]
-Bools = NDArray[np.bool_]
+from appliance.mri.baseline import Baseline, Bools, Floats, Kspace, Levels, lower_median, measure, upper_median
 
 RULES = ("spike", "coil_drop", "noisy_coil", "clipping", "ghosting", "signal_drop", "low_snr", "frozen")
-HISTORY_FRAMES = 16  # frames that make the running baseline
-READY_FRAMES = 3  # before that only the absolute rules judge
 CORE_SPIKE = 2.5  # how much stricter the spike rule is near the centre of k-space, where the peak is steep
-CORE_LEVEL = 0.05  # "near the centre": the neighbours reach this part of the largest neighbourhood
+CORE_LEVEL = 0.05  # "near the centre": the neighbours reach this part of the largest neighbourhood …
+CORE_OVER_TYPICAL = 3.0  # … and so many times the typical one, which is noise
 NOISE_ONLY = 1.5  # power of a coil's strongest lines over its noise; noise alone gives 1 ± 0.1
 HAS_SIGNAL = 6.0  # the same ratio of a coil that surely sees the patient
-FOREIGN_NOISE = 5.0  # noise amplitude over that of the other coils which no difference of gains explains
+FOREIGN_NOISE = 3.0  # noise amplitude over that of the other coils which no difference of gains explains
 BURST = 4.0  # noise amplitude of one line over what that line usually has; chance gives at most 2
 DISABLED_COIL = 0.1  # signal and noise amplitude against the other coils: not connected
-CLIPPED_VALUES = 4  # values that equal the largest one exactly; floating point data never has two
-CLIPPING_LINES = 16  # lines with the largest values, where clipping is looked for
-CLIPPED_OVER_NOISE = 16.0  # a limit lower than this, against the noise, is not told from chance
+CLIPPED_VALUES = 4  # values at the same largest magnitude; unclipped data hardly ever has two
+CLIPPED_SAME = np.float32(1 - 1e-4)  # what "the same" is: 32767 and -32768 are
+RAILS_16_BIT = (32767.0, 32768.0)  # two values here are enough
+CLIPPED_OVER_NOISE = 5.0  # a limit lower than this, against the noise, is not told from chance
 MIN_COLUMNS = 16  # shorter lines have too few neighbours for the spike rule
-MIN_NOISE_SAMPLES = 64  # fewer samples at the edge of k-space do not tell the noise
 
 
 @dataclass(frozen=True)
@@ -47,84 +41,6 @@ class Limits:
     ghosting: float = 0.1  # of the signal of the body
     signal_drop: float = 0.25  # part of the usual signal that may be lost
     low_snr_db: float = 6.0  # loss against the usual SNR
-
-
-@dataclass(frozen=True)
-class Levels:
-    """One frame in a few numbers; powers per sample of the lines that make the image."""
-
-    energy: float  # of the whole frame, calibration lines included
-    lines: Floats  # (coil, line)
-    edges: Floats  # (coil, line): the quieter of the two ends of each line
-    noise: Floats  # (coil,); 0 where the data does not tell it
-    signal: Floats  # (coil,): of the strongest lines, noise included
-    brightest: NDArray[np.intp]  # where in the whole frame the largest values are
-
-    @property
-    def level(self) -> float:
-        """Signal amplitude of the whole frame."""
-        return float(np.sqrt(self.signal.mean()))
-
-    @property
-    def contrast(self) -> Floats:
-        """Power of the strongest lines over noise, (coil,); 0 where the noise is not known."""
-        return np.divide(self.signal, self.noise, out=np.zeros_like(self.signal), where=self.noise > 0)
-
-    @property
-    def snr_db(self) -> float | None:
-        """Median over the coils; None when the noise is not known."""
-        above = float(np.median(self.contrast)) - 1
-        return 10 * float(np.log10(max(above, 1e-3))) if self.noise.all() else None
-
-
-@dataclass
-class Baseline:
-    """Running statistics of one slice position; only clean frames enter."""
-
-    rows: deque[Floats] = field(default_factory=lambda: deque(maxlen=HISTORY_FRAMES))
-    usual: Floats | None = None  # median of (signal of each coil, noise of each coil, level, snr_db) …
-    spread: Floats | None = None  # … and 1.48 MAD
-    edges: Floats | None = None
-    strongest: NDArray[np.intp] | None = None  # lines that carry most of the signal
-    last_lines: Floats | None = None  # of the frame before, clean or not
-
-    def accept(self, levels: Levels) -> None:
-        """Take a clean frame."""
-        scalars = [levels.level, levels.snr_db or 0.0]
-        self.rows.append(np.concatenate([levels.signal, levels.noise, scalars]))
-        self.edges = levels.edges if self.edges is None else 0.9 * self.edges + 0.1 * levels.edges
-        if len(self.rows) >= READY_FRAMES:
-            rows = np.stack(self.rows)
-            self.usual = np.median(rows, axis=0)
-            self.spread = 1.4826 * np.median(np.abs(rows - self.usual), axis=0)
-
-    def forget(self) -> None:
-        """Start anew: what was a change has become the normal state."""
-        self.rows.clear()
-        self.usual = self.spread = self.edges = None
-
-
-def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Baseline) -> Levels:
-    """Return the levels of `kspace` complex64 (coil, ky, kx) with its line indices; one pass over the data.
-
-    `imaging` (line,) is false for lines that only calibrate: the baseline must not depend on them.
-    """
-    n_samples = kspace.shape[2]
-    with np.errstate(all="ignore"):  # what is not finite is the finding, not the warning
-        lines = np.vecdot(kspace, kspace).real / n_samples
-        width = min(max(n_samples // 16, 1), 16)
-        ends = kspace[:, :, :width], kspace[:, :, -width:]
-        edges = np.minimum(*(np.vecdot(end, end).real for end in ends)) / width
-        energy = float(lines.sum(dtype=np.float64))
-    brightest = np.argsort(lines.max(axis=0))[-CLIPPING_LINES:]
-    lines, edges, ky = lines[:, imaging], edges[:, imaging], ky[imaging]
-    if baseline.strongest is None or not baseline.rows:
-        baseline.strongest = np.argsort(np.median(lines, axis=0))[-max(1, len(ky) // 16) :]
-    distance = np.abs(2 * ky - ky.min() - ky.max())
-    outer = edges[:, 2 * distance >= distance.max()]
-    known = outer.shape[1] * width >= MIN_NOISE_SAMPLES
-    noise = np.median(outer, axis=1) if known else np.zeros(len(lines), np.float32)
-    return Levels(energy, lines, edges, noise, lines[:, baseline.strongest].mean(axis=1), brightest)
 
 
 def find_unusable(kspace: Kspace, ky: NDArray[np.int64], levels: Levels) -> list[Finding]:
@@ -161,9 +77,10 @@ def find_spike(kspace: Kspace, ky: NDArray[np.int64], floor: float, limit: float
     if peaks.shape[1] < MIN_COLUMNS or 2 * np.count_nonzero(peaks) < peaks.size:
         return None
     around = np.maximum(_neighbours(peaks), floor)
-    allowed = limit * around
-    allowed[around > CORE_LEVEL * around.max()] *= CORE_SPIKE
-    hits = peaks > allowed
+    hits = peaks > limit * around
+    if hits.any():
+        core = max(CORE_LEVEL * float(around.max()), CORE_OVER_TYPICAL * float(np.median(around)))
+        hits &= (around < core) | (peaks > CORE_SPIKE * limit * around)
     n_hits = int(np.count_nonzero(hits))
     if not n_hits:
         return []
@@ -197,11 +114,11 @@ def find_clipping(kspace: Kspace, levels: Levels) -> list[Finding]:
     """Find values that sit exactly at the same largest magnitude, in one coil or over several."""
     values = np.abs(kspace[:, levels.brightest].view(np.float32).reshape(len(kspace), -1))
     rails = values.max(axis=1)
-    counts = np.count_nonzero(values >= rails[:, None] * np.float32(1 - 1e-6), axis=1)
+    counts = np.count_nonzero(values >= rails[:, None] * CLIPPED_SAME, axis=1)
     counts[rails <= CLIPPED_OVER_NOISE * np.sqrt(levels.noise)] = 0  # equal values in digitised noise mean nothing
-    shared = (rails >= rails.max() * np.float32(1 - 1e-6)) & (counts > 0)  # converters of one kind have one limit
-    together = shared & (int(counts[shared].sum()) >= CLIPPED_VALUES)
-    clipped = np.flatnonzero((counts >= CLIPPED_VALUES) | together)
+    shared = (rails >= rails.max() * CLIPPED_SAME) & (counts > 0)  # converters of one kind have one limit
+    needed = np.where(np.isin(rails, RAILS_16_BIT), 2, CLIPPED_VALUES)
+    clipped = np.flatnonzero((counts >= needed) | (shared & (counts[shared].sum() >= needed)))
     if not len(clipped):
         return []
     worst = int(clipped[counts[clipped].argmax()])
@@ -219,22 +136,25 @@ def find_noisy_coils(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, 
     """Find coils that are noisier than usual or than the others, over the whole frame or on some lines."""
     if not levels.noise.all():
         return []
-    times = np.sqrt(levels.noise / _lower_median(levels.noise))
-    allowed = np.full(len(times), FOREIGN_NOISE)
-    if baseline.usual is not None:
-        rise = np.sqrt(levels.noise / np.maximum(baseline.usual[len(times) : 2 * len(times)], 1e-38))
-        rise = rise / max(float(_lower_median(rise)), 1e-6)
-        sooner = rise / limit > times / allowed
-        times, allowed = np.where(sooner, rise, times), np.where(sooner, limit, allowed)
-    noisy = [int(c) for c in np.flatnonzero(times > allowed)]
-    found = [_noisy(c, float(times[c]), float(allowed[c]), "") for c in noisy]
+    if baseline.usual is None:
+        times = np.sqrt(levels.noise / lower_median(levels.noise))
+        times[levels.contrast > 0.25 * upper_median(levels.contrast)] = 1  # a coil of more gain sees as well as others
+        limit = max(limit, FOREIGN_NOISE)
+    else:
+        times = np.sqrt(levels.noise / np.maximum(baseline.usual[len(levels.noise) : 2 * len(levels.noise)], 1e-38))
+        times = times / max(float(lower_median(times)), 1.0)
+    noisy = [int(c) for c in np.flatnonzero(times > limit)]
+    found = [_noisy(c, float(times[c]), limit, "") for c in noisy]
     return found + _find_bursts(levels, ky, baseline, skip=noisy)
 
 
 def _find_bursts(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, skip: list[int]) -> list[Finding]:
-    if baseline.edges is None or len(levels.noise) < 2:
+    if len(levels.noise) < 2:
         return []
-    times = np.sqrt(levels.edges / np.maximum(baseline.edges, levels.noise[:, None]))
+    usual = levels.noise[:, None] * np.maximum(lower_median(levels.edges / levels.noise[:, None]), 1)
+    if baseline.edges is not None:
+        usual = np.maximum(usual, baseline.edges)
+    times = np.sqrt(levels.edges / usual)
     found = []
     for coil in set(np.flatnonzero(times.max(axis=1) > BURST).tolist()) - set(skip):
         hit = np.flatnonzero(times[coil] > BURST)
@@ -254,36 +174,29 @@ def _noisy(coil: int, times: float, limit: float, lines: str, **where: int) -> F
     return Finding("noisy_coil", message, "alarm", times, limit, {"coil": coil, **where})
 
 
-def _lower_median(values: Floats) -> Any:
-    """The median; of an even count the smaller of the middle two, so that one bad coil of two is found."""
-    return np.sort(values)[(len(values) - 1) // 2]
-
-
-def _upper_median(values: Floats) -> Any:
-    return np.sort(values)[len(values) // 2]
-
-
 def find_dropped_coils(levels: Levels, baseline: Baseline, limit: float, noisy: set[int]) -> list[Finding]:
     """Find coils without data, with noise only, or with far less signal than usual, against the other coils."""
     n_coils = len(levels.signal)
-    kept = np.sqrt(levels.signal / max(float(_upper_median(levels.signal)), 1e-38))
-    quiet = np.sqrt(levels.noise / max(float(_upper_median(levels.noise)), 1e-38))
+    kept = np.sqrt(levels.signal / max(float(upper_median(levels.signal)), 1e-38))
+    quiet = np.sqrt(levels.noise / max(float(upper_median(levels.noise)), 1e-38))
     contrast = levels.contrast
-    others_see = float(_upper_median(contrast)) > HAS_SIGNAL
-    part = np.ones(n_coils)
+    others_see = float(upper_median(contrast)) > HAS_SIGNAL
+    part: Floats = np.ones(n_coils)
     if baseline.usual is not None:
-        part = np.sqrt(levels.signal / np.maximum(baseline.usual[:n_coils], 1e-38))
-        part = part / max(float(_upper_median(part)), 1e-38)
+        part = baseline.kept(levels)
+        part = part / min(max(float(upper_median(part)), 1e-38), 1.0)
+    silent = levels.lines == 0
+    lost = (silent & ~silent.all(axis=0)).sum(axis=1)  # lines that the other coils have
     found = []
     for coil in range(n_coils):
-        silent = levels.lines[coil] == 0
-        if silent.all() or (silent & (levels.lines > 0).any(axis=0)).any():
-            message, measured = "gives no data" if silent.all() else "lost some lines", float(kept[coil])
+        if lost[coil]:
+            some = f"gives no data on {lost[coil]} lines"
+            message, measured = "gives no data" if silent[coil].all() else some, float(kept[coil])
         elif coil in noisy:
             continue
         elif part[coil] < limit:
             message, measured = f"fell to {100 * part[coil]:.0f} % of its usual signal", float(part[coil])
-        elif levels.noise[coil] and (contrast[coil] < NOISE_ONLY) and others_see:
+        elif others_see and 0 < contrast[coil] < NOISE_ONLY and quiet[coil] < FOREIGN_NOISE:
             message, measured = "gives only noise", float(kept[coil])
         elif kept[coil] < DISABLED_COIL and quiet[coil] < DISABLED_COIL and levels.noise.all():
             message, measured = f"has {100 * kept[coil]:.1f} % of the signal of the others", float(kept[coil])
@@ -296,7 +209,7 @@ def find_dropped_coils(levels: Levels, baseline: Baseline, limit: float, noisy: 
 
 def find_level_changes(levels: Levels, baseline: Baseline, limits: Limits) -> list[Finding]:
     """Find a loss of signal in most coils, a loss of SNR, or no signal at all."""
-    snr_db, n_coils = levels.snr_db, len(levels.signal)
+    snr_db = levels.snr_db
     if snr_db is not None and float(levels.contrast.max()) < NOISE_ONLY:
         message = "no coil shows any signal above the noise; check the transmitter and the patient's position"
         return [Finding("low_snr", message, "alarm", snr_db)]
@@ -304,7 +217,7 @@ def find_level_changes(levels: Levels, baseline: Baseline, limits: Limits) -> li
         return []
     *_, level, usual_snr_db = baseline.usual.tolist()
     *_, level_spread, snr_spread_db = baseline.spread.tolist()
-    part = float(_upper_median(np.sqrt(levels.signal / np.maximum(baseline.usual[:n_coils], 1e-38))))
+    part = float(upper_median(baseline.kept(levels)))
     if 1 - part > max(limits.signal_drop, 5 * level_spread / max(level, 1e-38)):
         message = (
             f"the signal fell to {100 * part:.0f} % of that of the last frames; "
@@ -350,13 +263,14 @@ def judge(
     imaging_ky = ky[~calibration_only]
     noisy = find_noisy_coils(levels, imaging_ky, baseline, limits.noisy_coil)
     found += noisy
-    found += find_dropped_coils(levels, baseline, limits.coil_drop, {int(f.where["coil"]) for f in noisy})
+    noisy_coils = {int(finding.where["coil"]) for finding in noisy}
+    found += find_dropped_coils(levels, baseline, limits.coil_drop, noisy_coils)
     if "clipping" in rules:
         found += find_clipping(kspace, levels)
     if "spike" in rules:
         floor = max(float(np.sqrt(levels.noise.max())), 1e-5 * float(np.sqrt(levels.signal.max())))
         spikes = find_spike(kspace, ky, floor, limits.spike)
-        found += spikes or []
+        found += [spike for spike in spikes or [] if spike.where["coil"] not in noisy_coils]
         unchecked += ["spike"] if spikes is None else []
     found = [f for f in found if f.kind in rules]
     if not found:
