@@ -123,7 +123,7 @@ class Buffer:
         return Job(row[0], row[1], json.loads(row[2]), *row[3:])
 
     def read_job(self, job: Job) -> bytes:
-        """Give the job's bytes. Raises StorageError when they are gone or altered."""
+        """Give the job's bytes. Raises ObjectError when they are gone or altered."""
         return self._spool.read(job.digest)
 
     def finish_job(self, job: Job, instances: Sequence[NewInstance], now: float) -> list[Kept]:
@@ -145,6 +145,11 @@ class Buffer:
         with self._transaction() as conn:  # after the commit, so that a kill leaves the bytes, not the job without
             if conn.execute("SELECT 1 FROM jobs WHERE digest = ?", (digest,)).fetchone() is None:
                 self._spool.delete(digest)
+
+    def release_jobs(self, kind: str) -> None:
+        """Queue again what is running of `kind`. Only for the one process that claims it."""
+        with self._transaction() as conn:
+            conn.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running' AND kind = ?", (kind,))
 
     def retry_job(self, job: Job, next_try: float, error: str) -> None:
         """Put the job back until `next_try`; `error` never holds patient data."""
@@ -235,15 +240,15 @@ class Buffer:
         return [Delivery(*row) for row in rows]
 
     def read_instance(self, delivery: Delivery) -> bytes:
-        """Give the Part 10 bytes. Raises StorageError when they are gone or altered."""
+        """Give the Part 10 bytes. Raises ObjectError when they are gone or altered."""
         return self._objects.read(delivery.digest)
 
-    def release(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Give claimed deliveries back that were not tried."""
-        rows = [(now, delivery.delivery_id) for delivery in deliveries]
+    def release(self, destination: str, now: float) -> None:
+        """Give everything back that is in sending to `destination`. Only its own thread may."""
         with self._transaction() as conn:
-            conn.executemany(
-                "UPDATE deliveries SET state = 'queued', changed_s = ? WHERE state = 'sending' AND id = ?", rows
+            conn.execute(
+                "UPDATE deliveries SET state = 'queued', changed_s = ? WHERE state = 'sending' AND destination = ?",
+                (now, destination),
             )
 
     def mark_sent(self, deliveries: Sequence[Delivery], now: float) -> None:

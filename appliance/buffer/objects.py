@@ -21,6 +21,10 @@ _counter = itertools.count()
 Payload = bytes | bytearray | memoryview
 
 
+class ObjectError(StorageError):
+    """This one object cannot be given back as it was kept; the buffer itself may be well."""
+
+
 def digest_of(data: Payload) -> str:
     """SHA-256 of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -82,15 +86,15 @@ class ObjectFolder:
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Give the object back. Raises StorageError when it is gone or altered."""
+        """Give the object back. Raises ObjectError when it is gone or altered."""
         try:
             data = self.path(digest).read_bytes()
         except OSError as error:
-            raise StorageError(
+            raise ObjectError(
                 f"buffer: object {digest[:16]} cannot be read ({error.strerror}); check the disk"
             ) from error
         if digest_of(data) != digest:
-            raise StorageError(f"buffer: object {digest[:16]} was altered on the disk; check the disk")
+            raise ObjectError(f"buffer: object {digest[:16]} was altered on the disk; check the disk")
         return data
 
     def holds(self, digest: str) -> bool:

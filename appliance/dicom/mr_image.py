@@ -92,6 +92,7 @@ def _series(ds: Dataset, spooled: Spooled, names: _Names, kind: str) -> None:
     if protocol:
         ds.ProtocolName = protocol
     ds.PatientPosition = values.patient_position(encoding.patient_position) if encoding else ""
+    ds.Laterality = ""  # type 2C: the body part may be paired, nobody tells us
     ds.FrameOfReferenceUID = names.frame_of_reference
     ds.PositionReferenceIndicator = ""
 

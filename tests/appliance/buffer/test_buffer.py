@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.buffer import Buffer, NewInstance, NewJob
+from appliance.buffer import Buffer, NewInstance, NewJob, ObjectError
 from appliance.errors import StorageError
 
 HOUR_S = 3600.0
@@ -106,7 +106,7 @@ def test_claim_takes_priority_then_age_and_only_what_is_due(buffer):
         (lambda b, d: b.mark_sent([d], 2), "sent"),
         (lambda b, d: b.retry_later(d, 9, "time-out", 2), "queued"),
         (lambda b, d: b.quarantine(d, "0xC000", 2), "quarantined"),
-        (lambda b, d: b.release([d], 2), "queued"),
+        (lambda b, d: b.release("pacs", 2), "queued"),
     ],
 )
 def test_restart_in_every_state(tmp_path, act, state):
@@ -141,6 +141,10 @@ def test_a_running_job_is_queued_again_by_recover(tmp_path):
     second = Buffer(tmp_path)
     assert second.next_job("build", 2) is None
     second.recover(2)
+    assert second.next_job("build", 2).meta == {"n": 1}
+    second.release_jobs("other")
+    assert second.next_job("build", 2) is None
+    second.release_jobs("build")
     assert second.next_job("build", 2).meta == {"n": 1}
     second.close()
 
@@ -210,10 +214,10 @@ def test_altered_or_missing_bytes_are_noticed(buffer, tmp_path):
     (delivery,) = buffer.claim("pacs", 1)
     path = tmp_path / "objects" / delivery.digest[:2] / delivery.digest
     path.write_bytes(b"bytez")
-    with pytest.raises(StorageError, match="was altered on the disk; check the disk"):
+    with pytest.raises(ObjectError, match="was altered on the disk; check the disk"):
         buffer.read_instance(delivery)
     path.unlink()
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(ObjectError, match="cannot be read"):
         buffer.read_instance(delivery)
 
 

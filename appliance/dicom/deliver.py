@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Empties the outbox: one thread for each destination, priority first, and nothing is ever given up.
+
+A destination that cannot be reached is left alone with a growing wait and then probed by C-ECHO; an instance that
+it will never take is quarantined with an alarm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from appliance.buffer import Buffer, Delivery, ObjectError
+from appliance.dicom.association import ECHO_CONTEXT, MAX_CONTEXTS, Association
+from appliance.dicom.build_results import Alarm, build_results
+from appliance.dicom.part10 import dataset_of
+from appliance.dicom.status import is_out_of_resources
+from appliance.errors import DeliveryError, StorageError
+from appliance.settings import Buffer as BufferSettings
+from appliance.settings import DicomDestination, Settings
+
+_BATCH = 32
+_POLL_S = 0.2
+_IDLE_RELEASE_S = 5.0  # an association with nothing to send is released after this long
+_PURGE_EVERY_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Destination:
+    """Delivers to one destination. `step` does one round; everything it knows is rebuilt after a restart."""
+
+    def __init__(self, name: str, peer: DicomDestination, buffer: Buffer, waits: BufferSettings, alarm: Alarm) -> None:
+        self._name, self._peer, self._buffer, self._waits, self._alarm = name, peer, buffer, waits, alarm
+        self._assoc: Association | None = None
+        self._used = 0.0
+        self._failures = 0
+        self._closed_until = 0.0
+        self._last_error = ""
+        self._unsettled = True  # what a former process had in sending
+        self._stop = threading.Event()
+
+    def status(self) -> dict[str, Any]:
+        """Plain values."""
+        state = "waiting" if self._failures else "ready"
+        return {"state": state, "failures": self._failures, "last_error": self._last_error}
+
+    def loop(self, stop: threading.Event) -> None:
+        """Deliver until `stop`."""
+        self._stop = stop
+        while not stop.is_set():
+            try:
+                worked = self.step(time.time())
+                self._alarm(f"buffer {self._name}", "")
+            except StorageError as error:
+                self._alarm(f"buffer {self._name}", str(error))
+                worked = False
+            if not worked:
+                stop.wait(_POLL_S)
+        self._hang_up()
+
+    def step(self, now: float) -> bool:
+        """Probe or send one batch. False: nothing to do now."""
+        if self._unsettled:
+            self._settle([], now)
+        if now < self._closed_until:
+            return False
+        if self._failures and not self._probe(now):
+            return False
+        batch = self._buffer.claim(self._name, now, _BATCH)
+        if not batch:
+            if self._assoc and now - self._used > _IDLE_RELEASE_S:
+                self._hang_up()
+            return False
+        self._used = now
+        self._send(batch, now)
+        return True
+
+    def _hang_up(self) -> None:
+        if self._assoc:
+            self._assoc.release()
+        self._assoc = None
+
+    def _abort(self) -> None:
+        if self._assoc:
+            self._assoc.abort()
+        self._assoc = None
+
+    def _probe(self, now: float) -> bool:
+        try:
+            with Association(self._name, self._peer, [ECHO_CONTEXT]) as assoc:
+                assoc.echo()
+        except DeliveryError as error:
+            self._unreachable(error, now)
+            return False
+        return True
+
+    def _unreachable(self, error: DeliveryError, now: float) -> None:
+        """Leave the destination alone for a while that doubles each time, with jitter."""
+        self._failures += 1
+        self._closed_until = now + self._wait_s(self._failures - 1)
+        self._last_error = str(error)
+        self._alarm(f"destination {self._name}", str(error))
+
+    def _wait_s(self, failures: int) -> float:
+        longest = min(self._waits.retry_max_s, self._waits.retry_min_s * 2.0 ** min(failures, 30))
+        return longest * random.uniform(0.5, 1.0)
+
+    def _reachable(self) -> None:
+        if self._failures:
+            log.info("destination %s takes instances again", self._name)
+        self._failures = 0
+        self._alarm(f"destination {self._name}", "")
+
+    def _association_for(self, batch: list[Delivery]) -> Association:
+        contexts = {(delivery.sop_class_uid, delivery.transfer_syntax_uid) for delivery in batch}
+        if self._assoc and not self._assoc.covers(contexts):
+            self._hang_up()
+        if self._assoc is None:
+            self._assoc = Association(self._name, self._peer, sorted(contexts)[:MAX_CONTEXTS])
+        return self._assoc
+
+    def _send(self, batch: list[Delivery], now: float) -> None:
+        sent: list[Delivery] = []
+        self._unsettled = True
+        try:
+            assoc = self._association_for(batch)
+            for delivery in batch:
+                if self._stop.is_set():
+                    break
+                if self._send_one(assoc, delivery, now):
+                    sent.append(delivery)
+            self._reachable()
+        except DeliveryError as error:  # of the destination, not of one instance
+            self._abort()
+            self._unreachable(error, now)
+        self._settle(sent, now)
+
+    def _settle(self, sent: list[Delivery], now: float) -> None:
+        self._buffer.mark_sent(sent, now)
+        self._buffer.release(self._name, now)
+        self._unsettled = False
+
+    def _send_one(self, assoc: Association, delivery: Delivery, now: float) -> bool:
+        """Send one; False: it is quarantined or waits. Raises DeliveryError when the next would fail too."""
+        uids = delivery.sop_class_uid, delivery.sop_instance_uid, delivery.transfer_syntax_uid
+        try:
+            assoc.store(*uids, dataset_of(self._buffer.read_instance(delivery)))
+        except DeliveryError as error:
+            self._failed(delivery, error, now)
+            return False
+        except ObjectError as error:
+            self._quarantine(delivery, str(error), now)
+            return False
+        return True
+
+    def _failed(self, delivery: Delivery, error: DeliveryError, now: float) -> None:
+        self._last_error = str(error)
+        if error.permanent:
+            self._quarantine(delivery, str(error), now)
+            return
+        self._buffer.retry_later(delivery, now + self._wait_s(delivery.attempts), str(error), now)
+        if error.status is None or is_out_of_resources(error.status):
+            raise error
+
+    def _quarantine(self, delivery: Delivery, reason: str, now: float) -> None:
+        log.error("quarantined delivery %d: %s", delivery.delivery_id, reason)
+        self._buffer.quarantine(delivery, reason, now)
+        self._alarm(f"quarantine {self._name}", f"{reason}; the instance is kept in quarantine")
+
+
+@contextmanager
+def _only_deliverer(data_dir: Path) -> Iterator[None]:
+    """Hold the lock that makes this the one process that claims. Raises StorageError when another holds it."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    fd = os.open(data_dir / "deliverer.lock", os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        _lock(fd, data_dir)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(f"deliver: another process delivers from {data_dir}; stop it") from error
+
+
+class Deliverer:
+    """What the deliverer process does: build results, deliver to every destination, purge."""
+
+    def __init__(self, settings: Settings, alarm: Alarm) -> None:
+        self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
+        self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
+        self._destinations = {
+            name: Destination(name, destination.dicom, self._buffer, settings.buffer, alarm)
+            for name, destination in settings.destinations.items()
+        }
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop`. What fails without being told how ends all of it: the daemon starts it again."""
+        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 2) as pool:
+            self._buffer.recover(time.time())
+            self._warn_of_unknown_destinations()
+            jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
+            jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
+            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            stop.set()
+        for job in done:
+            job.result()
+
+    def _warn_of_unknown_destinations(self) -> None:
+        for name, counts in self._buffer.counts()["destinations"].items():
+            n_owed = counts["queued"] + counts["held"] + counts["quarantined"]
+            if n_owed and name not in self._destinations:
+                text = f"deliver: {n_owed} instances are owed to {name!r}, which is not in destinations; put it back"
+                self._alarm(f"destination {name}", text)
+
+    def _purge(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                while self._buffer.purge(time.time(), self._waits.keep_delivered_h * 3600) and not stop.is_set():
+                    pass
+                self._alarm("buffer purge", "")
+            except StorageError as error:
+                self._alarm("buffer purge", str(error))
+            stop.wait(_PURGE_EVERY_S)
+
+    def status(self) -> dict[str, Any]:
+        """Plain values. `delivered` counts (instance, destination) pairs."""
+        counts = self._buffer.counts()
+        by_name = counts.pop("destinations")
+        return {
+            "results": {**counts, "delivered": counts["sent"] + counts["committed"]},
+            "destinations": {
+                name: {**by_name.get(name, {}), **destination.status()}
+                for name, destination in self._destinations.items()
+            },
+            "free_gb": round(self._buffer.free_bytes() / 1e9, 1),
+        }

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that several parts share: a real Orthanc as PACS."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Orthanc:
+    """Debian's Orthanc with its own folder and ports. May be stopped and started again; it keeps what it stored."""
+
+    ae_title = "ORTHANC"
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.http_port = free_port(), free_port()
+        self._folder, self._process = folder, None
+        settings = {
+            "Name": "test",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "Plugins": [],
+            "DicomAet": self.ae_title,
+            "DicomPort": self.port,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAlwaysAllowStore": True,
+            "DicomCheckCalledAet": True,
+        }
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+
+    def start(self):
+        log = (self._folder / "orthanc.log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                ["/usr/sbin/Orthanc", str(self._folder / "orthanc.json")], stdout=log, stderr=log
+            )
+        for _ in range(300):
+            try:
+                self.get("/system")
+                return
+            except OSError:
+                assert self._process.poll() is None, (self._folder / "orthanc.log").read_text()
+                time.sleep(0.1)
+        raise AssertionError("Orthanc did not start within 30 s")
+
+    def stop(self):
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(20)
+            self._process = None
+
+    def get_bytes(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+            return answer.read()
+
+    def get(self, path):
+        return json.loads(self.get_bytes(path))
+
+    def files(self):
+        """Every stored instance as Part 10 bytes, in the order of Orthanc's ids."""
+        return [self.get_bytes(f"/instances/{name}/file") for name in self.get("/instances")]
+
+
+@pytest.fixture
+def orthanc(tmp_path_factory):
+    """A running Orthanc: `.port`, `.ae_title`, `.files()`, `.get(path)`, `.stop()`, `.start()`."""
+    if shutil.which("Orthanc", path="/usr/sbin:/usr/bin") is None:
+        pytest.fail("Orthanc is not installed: apt install orthanc")
+    peer = Orthanc(tmp_path_factory.mktemp("orthanc"))
+    peer.start()
+    yield peer
+    peer.stop()
