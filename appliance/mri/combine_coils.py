@@ -16,7 +16,7 @@ from appliance.mri.fourier import resize_centred, to_image
 
 COARSE = 64  # pixels along an axis of the grid that maps are estimated on; they are smooth
 BLOCK = 2  # coarse pixels on each side that share one covariance: 5 × 5, as in Walsh's paper
-ITERATIONS = 4  # of the power method; it starts at the image itself, so it is near from the beginning
+ITERATIONS = 2  # of the power method; it starts at the image itself, so one would nearly do
 
 
 def root_sum_of_squares(coil_images: Array) -> Array:
