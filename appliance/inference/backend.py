@@ -43,3 +43,8 @@ class Backend(Protocol):
 
     def load(self, model: bytes, shapes: Shapes, precision: Precision) -> Session:
         """Build or load an engine at exactly this precision. Raises ModelError."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an engine's exception without its line breaks: alarms and the journal take one line."""
+    return " ".join(str(error).split())

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _errors
 
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Shapes
+from appliance.inference.backend import Precision, Shapes, one_line
 from appliance.inference.gpu import find_gpu
 
 onnxruntime.disable_telemetry_events()
@@ -39,7 +39,9 @@ class _Session:
         try:
             return self._session.run(None, {self._input: array})[0]
         except _FAILURES as e:
-            raise ModelError(f"onnxruntime: run failed for shape {array.shape}: {e}; see the card's limits") from e
+            raise ModelError(
+                f"onnxruntime: run failed for shape {array.shape}: {one_line(e)}; see the card's limits"
+            ) from e
 
 
 class OnnxRuntime:
@@ -77,7 +79,7 @@ class OnnxRuntime:
         try:
             session = onnxruntime.InferenceSession(model, options, providers=[provider])
         except _FAILURES as e:
-            raise ModelError(f"{self.name}: cannot load the model: {e}; restore the model file") from e
+            raise ModelError(f"{self.name}: cannot load the model: {one_line(e)}; restore the model file") from e
         if session.get_providers()[0] != self._provider:  # it falls back to the CPU with only a log line
             raise ModelError(f"{self.name}: got {session.get_providers()[0]!r}; check the CUDA libraries")
         digest = hashlib.sha256(model + f"{self.fingerprint()} {precision}".encode()).hexdigest()

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from appliance.arrays import to_device, to_host
 from appliance.errors import ModelError
 from appliance.frames import Array
@@ -39,10 +41,14 @@ class LiveModel:
 
     def run(self, array: Array) -> Array:
         """Give the model's output for `array`, float32 (1, channel, y, x), host or device; stays where it is."""
-        here = to_host(array) if self._session.takes == "host" else array
+        on_host, wants_host = isinstance(array, np.ndarray), self._session.takes == "host"
+        if on_host == wants_host:
+            return self._serve(array)
+        return to_device(self._serve(to_host(array))) if wants_host else to_host(self._serve(to_device(array)))
+
+    def _serve(self, array: Array) -> Array:
         with self._lock:
-            output = self._session.run(here)
-        return output if here is array else to_device(output)
+            return self._session.run(array)
 
     def status(self) -> dict[str, Any]:
         """Plain values for console, API and journal."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Shapes
+from appliance.inference.backend import Precision, Shapes, one_line
 
 
 @cache
@@ -51,7 +51,9 @@ class _Session:
         try:
             self._request.infer([array], share_inputs=True)
         except RuntimeError as e:
-            raise ModelError(f"openvino: run failed for shape {array.shape}: {e}; see the card's limits") from e
+            raise ModelError(
+                f"openvino: run failed for shape {array.shape}: {one_line(e)}; see the card's limits"
+            ) from e
         return self._request.get_output_tensor(0).data.copy()  # its memory is reused by the next call
 
 
@@ -83,7 +85,7 @@ class OpenVino:
         try:
             compiled = _core().compile_model(_core().read_model(model, b""), "CPU", settings)
         except RuntimeError as e:
-            raise ModelError(f"openvino: cannot load the model: {e}; restore the model file") from e
+            raise ModelError(f"openvino: cannot load the model: {one_line(e)}; restore the model file") from e
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if got != precision:
             raise ModelError(f"openvino: asked for {precision}, compiled for {got!r}; set precision: f32")

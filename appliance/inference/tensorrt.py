@@ -35,7 +35,9 @@ class _Session:
         if self._engine is None:
             raise ModelError(f"{trt.__name__}: this GPU refuses the engine; see the list of GPUs it supports")
         self._context = self._engine.create_execution_context()
-        self._input, self._output = (self._engine.get_tensor_name(i) for i in range(2))
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        modes = {self._engine.get_tensor_mode(name): name for name in names}  # one input, one output
+        self._input, self._output = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
         self.engine_digest = hashlib.sha256(engine).hexdigest()
 
     def run(self, array: Array) -> Array:

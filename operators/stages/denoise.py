@@ -5,7 +5,8 @@ In:  (y, x) float32, any device; attachments["noise_map"] (y, x), standard devia
 Out: (y, x) float32, same device
 
 The model names the noise; it is subtracted here, in float32, and at most four standard deviations of it: where
-there is no noise nothing changes, and no structure can appear that is larger than the noise was.
+there is no noise nothing changes, and no structure can appear that is larger than the noise was. Nor does a pixel
+go below zero, which a magnitude cannot be.
 Reference: Zhang, Zuo, Zhang 2018 (FFDNet), doi:10.1109/TIP.2018.2839891; the model's card for what it was tried on.
 """
 
@@ -53,7 +54,8 @@ def remove_noise(
     if any(n % 2 for n in image.shape):  # the model works on every second pixel
         both = xp.pad(both, [(0, 0), *((0, n % 2) for n in image.shape)], mode="reflect")
     noise = run(both[None])[0, 0, : image.shape[0], : image.shape[1]] * xp.float32(scale)
-    return image - xp.float32(strength) * xp.clip(noise, -MOST_SIGMA * level, MOST_SIGMA * level)
+    most = MOST_SIGMA * level
+    return image - xp.float32(strength) * xp.clip(noise, -most, xp.minimum(most, xp.abs(image)))
 
 
 class Denoise:
@@ -62,7 +64,7 @@ class Denoise:
     def __init__(self, settings: Settings, model: LiveModel) -> None:
         self._settings = settings
         self._live = model
-        self._scale: float | None = None
+        self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
 
@@ -99,21 +101,14 @@ class Denoise:
                 f"denoise: noise_map has shape {level.shape}, the image {image.shape}; correct the stage before",
                 frame.scan_id,
             )
-        result = self._denoise(image, level, self._scale_of(image))
+        scale = self._scale or float(namespace(image).percentile(image, 99.5))
+        result = self._denoise(image, level, scale if scale > 0 else 1.0)
         if not bool(namespace(result).isfinite(result).all()):
             raise StageError(
                 f"denoise: frame {frame.sequence} gave values that are not finite; look at its input", frame.scan_id
             )
+        self._scale = max(scale, 0.0)  # an empty frame does not decide
         return replace(frame, array=read_only(result))
-
-    def _scale_of(self, image: Array) -> float:
-        """Return the scan's scale; the first finite frame with signal decides."""
-        if self._scale is None:
-            scale = float(namespace(image).percentile(image, 99.5))
-            if not 0 < scale < float("inf"):
-                return 1.0
-            self._scale = scale
-        return self._scale
 
     def end(self) -> Iterable[Frame]:
         return ()
