@@ -21,14 +21,18 @@ def cached_engine(folder: Path, key: str, build: Callable[[], bytes]) -> bytes:
     """Return the engine for `key`, building it when it is missing or damaged.
 
     `key` must name everything the engine depends on: model digest, backend and version, precision and TF32,
-    shapes, GPU capability and driver. Raises ModelError when other users could have written the folder.
+    shapes, GPU capability and driver. Raises ModelError when other users could have written the folder, or when
+    it cannot be read and written.
     """
-    _make_private(folder)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.engine"
-    engine = _read(path)
-    if engine is None:
-        engine = build()
-        _write(path, engine)
+    try:
+        _make_private(folder)
+        engine = _read(path)
+        if engine is None:
+            engine = build()
+            _write(path, engine)
+    except OSError as e:
+        raise ModelError(f"{folder}: cannot keep engines: {e.strerror}; check the disk and the owner") from e
     return engine
 
 

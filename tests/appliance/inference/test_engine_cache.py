@@ -59,3 +59,11 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path):
     assert str(caught.value) == (
         f"{folder}: mode 0775, owner {owner}: others could replace an engine; delete the folder"
     )
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "engines"
+    with pytest.raises(ModelError) as caught:
+        cached_engine(folder, "a", Builds())
+    assert str(caught.value) == f"{folder}: cannot keep engines: Not a directory; check the disk and the owner"

@@ -104,9 +104,7 @@ def test_a_golden_output_of_another_model_is_a_model_error(tmp_path):
     card = yaml.safe_load((folder / "mr-denoise.yaml").read_text())
     card["golden"]["sha256"] = hashlib.sha256(golden.read_bytes()).hexdigest()
     (folder / "mr-denoise.yaml").write_text(yaml.safe_dump(card))
-    with pytest.raises(
-        ModelError, match=r"openvino f32: golden output missed by 0\.01.*onnxruntime f32: golden"
-    ):
+    with pytest.raises(ModelError, match=r"openvino f32: golden output missed by 0\.01.*onnxruntime f32: golden"):
         open_model("mr-denoise", folder, tmp_path, precision="f32")
 
 
