@@ -101,6 +101,50 @@ def demo(seconds: float, json_file: Path | None, keep: bool) -> None:
     sys.exit(run_demo(seconds, json_file, keep))
 
 
+@main.group()
+def simulate() -> None:
+    """Machines around the appliance, to try it without them."""
+
+
+@simulate.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the appliance listens.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9002, show_default=True)
+@click.option("--frames", type=click.IntRange(min=1), default=150, show_default=True, help="Without FILE.")
+@click.option("--rate", type=click.FloatRange(0.1, 1000), default=15.0, show_default=True, help="Frames per second.")
+def mri(file: Path | None, host: str, port: int, frames: int, rate: float) -> None:
+    """Be a scanner: stream FILE (ISMRMRD HDF5), or an 8-coil cine of a moving phantom."""
+    from appliance.mri.phantom import cine_kspace
+    from appliance.simulate.mri import stream_cine, stream_file
+
+    if file:
+        result = stream_file(file, host, port)
+    else:
+        cine = (cine_kspace(n, (192, 192), 8) for n in range(frames))
+        result = stream_cine(host, port, cine, frame_rate_hz=rate, n_frames=frames)
+    for text in (*result.texts, *([result.error] if result.error else [])):
+        click.echo(text, err=True)
+    click.echo(f"{len(result.images)} images came back, session {'closed' if result.closed else 'not closed'}")
+    sys.exit(0 if result.images and result.closed and not result.error else 1)
+
+
+@simulate.command()
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where to store.")
+@click.option("--port", type=click.IntRange(1, 65535), default=4242, show_default=True)
+@click.option("--ae-title", default="ORTHANC", show_default=True)
+def pacs(folder: Path, port: int, ae_title: str) -> None:
+    """Be a PACS: store what comes into a folder, until SIGTERM."""
+    import signal
+    import threading
+
+    from appliance.simulate.pacs import run_pacs
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run_pacs(folder, port, ae_title, stop)
+
+
 @main.command("_child", hidden=True)
 @click.argument("kind", type=click.Choice(["pipeline", "receiver", "deliverer", "console"]))
 @click.argument("name", required=False)

@@ -158,4 +158,20 @@ def _job(kind: str, name: str | None, settings: Settings, child: Child) -> int:
         from appliance.graph import run_pipeline
 
         run_pipeline(settings, name or "", child)  # leaves by os._exit: Holoscan's threads may not end
+    elif kind == "receiver":
+        from appliance.dicom.receive import Receiver
+
+        receiver = Receiver(settings, child.alarm)
+        child.serve(receiver.status)
+        receiver.run(child.stopping)
+    elif kind == "deliverer":
+        from appliance.dicom.deliver import Deliverer
+
+        deliverer = Deliverer(settings, child.alarm)
+        child.serve(deliverer.status)
+        deliverer.run(child.stopping)
+    else:
+        from appliance.console.serve import run as run_console
+
+        run_console(settings, child)
     return 0

@@ -240,8 +240,8 @@ class Daemon:
 
 
 def _busy(status: dict[str, Any]) -> bool:
-    """Whether a scan is running: settings change between scans."""
-    return bool(status.get("source", {}).get("scans_open", 0))
+    """Whether a scanner is connected: settings change between scans."""
+    return bool(status.get("source", {}).get("sessions", 0))
 
 
 def _check_machine(settings: Settings) -> None:

@@ -40,7 +40,7 @@ def table(statuses: Statuses) -> str:
         rows.append(_row(process, status) if status else (process, children[process]["state"], "-", "-", "-"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *_buffer_lines(statuses.get("deliverer", {})), *_alarm_lines(statuses)])
+    return "\n".join([*lines, *_result_lines(statuses.get("deliverer", {})), *_alarm_lines(statuses)])
 
 
 def _row(process: str, status: dict[str, Any]) -> tuple[str, str, str, str, str]:
@@ -49,10 +49,10 @@ def _row(process: str, status: dict[str, Any]) -> tuple[str, str, str, str, str]
     return process, status["state"], f"{age_s:.1f} s", frames, str(len(status.get("alarms", {})))
 
 
-def _buffer_lines(deliverer: dict[str, Any]) -> list[str]:
-    counts = deliverer.get("buffer", {})
+def _result_lines(deliverer: dict[str, Any]) -> list[str]:
+    counts = deliverer.get("results", {})
     plain = [f"{name} {count}" for name, count in counts.items() if isinstance(count, int)]
-    return ["", "buffer: " + ", ".join(plain)] if plain else []
+    return ["", "results: " + ", ".join(plain)] if plain else []
 
 
 def _alarm_lines(statuses: Statuses) -> list[str]:
