@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 
 
-def free_port():
+def _free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    """A TCP port of this machine that nobody listens on."""
+    return _free_port()
 
 
 class Orthanc:
@@ -23,7 +29,7 @@ class Orthanc:
     ae_title = "ORTHANC"
 
     def __init__(self, folder: Path) -> None:
-        self.port, self.http_port = free_port(), free_port()
+        self.port, self.http_port = _free_port(), _free_port()
         self._folder, self._process = folder, None
         settings = {
             "Name": "test",

@@ -249,3 +249,7 @@ class Deliverer:
             },
             "free_gb": round(self._buffer.free_bytes() / 1e9, 1),
         }
+
+    def close(self) -> None:
+        """Close the buffer, after `run`."""
+        self._buffer.close()

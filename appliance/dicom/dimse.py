@@ -66,9 +66,12 @@ def accepted(pdu: bytes) -> tuple[dict[int, str], int]:
         primitive = reply.to_primitive()
         results = primitive.presentation_context_definition_results_list
         contexts = {cx.context_id: str(cx.transfer_syntax[0]) for cx in results if cx.result == 0}
-        return contexts, primitive.maximum_length_received or 0
+        longest = primitive.maximum_length_received
     except (ValueError, TypeError, AttributeError, LookupError, struct.error) as error:
         raise PeerError(f"the A-ASSOCIATE-AC cannot be read ({type(error).__name__})") from error
+    if longest is None:
+        raise PeerError("the A-ASSOCIATE-AC lacks its maximum length")  # mandatory, PS3.8 D.1
+    return contexts, longest
 
 
 def rejection(pdu: bytes) -> str:

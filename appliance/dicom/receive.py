@@ -61,3 +61,7 @@ class Receiver:
     def status(self) -> dict[str, Any]:
         """Plain values."""
         return {"received": self._received, "refused": self._refused, "port": self.port}
+
+    def close(self) -> None:
+        """Close the buffer, after `run`."""
+        self._buffer.close()

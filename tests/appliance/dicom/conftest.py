@@ -8,6 +8,7 @@ import pytest
 
 from appliance.buffer import Buffer
 from appliance.dicom.spool import Spooled, images_to_keep
+from appliance.dicom.storage_scp import serve
 from appliance.frames import Applied, Encoding, Finding, Frame, Identity, Mark, Position, Scan, read_only
 
 NAME, PATIENT_ID, BIRTH = "Muster^Erika", "SECRET-4711", "19641112"
@@ -118,3 +119,35 @@ def buffer(tmp_path):
     opened = Buffer(tmp_path / "data")
     yield opened
     opened.close()
+
+
+class Scp:
+    """One acceptor for all tests: pynetdicom takes half a second to stop."""
+
+    def __init__(self):
+        self.got, self.status = [], 0
+        self.server = serve("127.0.0.1", 0, "PEER", self.keep)
+
+    def keep(self, received):
+        self.got.append(received)
+        return self.status(received) if callable(self.status) else self.status
+
+
+@pytest.fixture(scope="session")
+def running():
+    one = Scp()
+    yield one
+    one.server.shutdown()
+
+
+@pytest.fixture
+def scp(running):
+    """Have the acceptor answer `status` (or what it gives for an instance); gives its port and what it gets."""
+
+    def start(status=0, **settings):
+        running.got, running.status = [], status
+        for name, value in {"maximum_pdu_size": 1 << 18, **settings}.items():
+            setattr(running.server.ae, name, value)
+        return running.server.server_address[1], running.got
+
+    return start
