@@ -36,7 +36,8 @@ _SKIPPED = {
     Flag.PHASE_STABILISATION_REFERENCE.mask: "phase stabilisation",
     Flag.PHASE_STABILISATION.mask: "phase stabilisation",
 }
-_KIND = sum(_SKIPPED) | Flag.NOISE.mask | Flag.REVERSE.mask
+_SKIPPING = sum(_SKIPPED)
+_KIND = _SKIPPING | Flag.NOISE.mask | Flag.REVERSE.mask
 _CALIBRATING = Flag.PARALLEL_CALIBRATION.mask | Flag.PARALLEL_CALIBRATION_AND_IMAGING.mask
 _FIRST = Flag.FIRST_IN_SLICE.mask | Flag.FIRST_IN_REPETITION.mask
 _LAST_OF_FRAME = Flag.LAST_IN_SLICE.mask | Flag.LAST_IN_REPETITION.mask
@@ -146,7 +147,9 @@ class Assembler:
 
     def _take(self, run: _Run) -> Iterator[Frame]:
         flags = int(run.flags[0])
-        kind = next((name for mask, name in _SKIPPED.items() if flags & mask), None)
+        kind = None
+        if flags & _SKIPPING:
+            kind = next(name for mask, name in _SKIPPED.items() if flags & mask)
         if kind is None and run.encoding_space > 0:
             kind = f"encoding space {run.encoding_space}"
             self.faults.add(kind, f"lines of {kind} were left out: only space 0 is reconstructed")
@@ -194,7 +197,7 @@ class Assembler:
         key = (role, position)
         if key not in self._open:
             if role == "imaging" and self._done.get(position.slice) == position and not flags & _FIRST:
-                self.faults.add("late", f"{name_lines(ky)} came after the frame was complete and were left out")
+                self.faults.add("late", f"{name_lines(ky)} came after the end of its frame, left out")
                 return
             yield from self._complete_others(key)
             self._begin(key, run)

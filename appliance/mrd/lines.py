@@ -70,7 +70,7 @@ class Lines:
         self._seen = np.zeros(n_lines, bool)
         self._ky = np.empty(n_lines, np.int64)
         self._calibration_only = np.empty(n_lines, bool)
-        self._kspace: NDArray[np.complex64] = np.zeros((n_coils, min(capacity, n_lines), n_columns), np.complex64)
+        self._kspace: NDArray[np.complex64] = np.empty((n_coils, min(capacity, n_lines), n_columns), np.complex64)
         self._repeated: list[int] = []
         self.n = 0
         self.n_imaging = 0
@@ -102,6 +102,8 @@ class Lines:
         end = self.n + len(ky)
         if end > self._kspace.shape[1]:
             self._grow(end)
+        if readout.to != slice(0, self._shape[1]):
+            self._kspace[:, self.n : end] = 0
         self._kspace[:, self.n : end, readout.to] = data[:, :, readout.take].transpose(1, 0, 2)
         self._ky[self.n : end] = ky
         self._calibration_only[self.n : end] = calibration_only
@@ -121,7 +123,7 @@ class Lines:
 
     def _grow(self, least: int) -> None:
         n_coils, n_columns = self._shape
-        grown = np.zeros((n_coils, min(max(least, 2 * self.n), len(self._seen)), n_columns), np.complex64)
+        grown = np.empty((n_coils, min(max(least, 2 * self.n), len(self._seen)), n_columns), np.complex64)
         grown[:, : self.n] = self._kspace[:, : self.n]
         self._kspace = grown
 
@@ -139,7 +141,7 @@ class Lines:
         order = np.flatnonzero(good)
         order = order[np.argsort(ky[order], kind="stable")]
         if len(order) != self._kspace.shape[1] or not (order[1:] > order[:-1]).all():
-            kspace = kspace[:, order]
+            kspace = np.take(kspace, order, axis=1)
         return Gathered(
             kspace=kspace,
             ky=ky[order],
