@@ -44,7 +44,8 @@ class Levels:
     edges: Floats  # (coil, line): the quieter of the two ends of each line
     noise: Floats  # (coil,); 0 where the data does not tell it
     signal: Floats  # (coil,): of the strongest lines, noise included
-    brightest: NDArray[np.intp]  # where in the whole frame the largest values are
+    brightest: NDArray[np.intp]  # lines of the whole frame that hold the largest values
+    sparse: bool = False  # most samples within the lines were not acquired
 
     @property
     def level(self) -> float:
@@ -110,20 +111,23 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
     """
     n_samples = kspace.shape[2]
     with np.errstate(all="ignore"):  # what is not finite is the finding, not the warning
-        lines = np.vecdot(kspace, kspace).real / n_samples
+        lines = np.vecdot(kspace, kspace).real.astype(np.float64) / n_samples
         width = min(max(n_samples // 16, 1), 16)
         ends = kspace[:, :, :width], kspace[:, :, -width:]
-        left, right = (np.vecdot(end, end).real / width for end in ends)
-        energy = float(lines.sum(dtype=np.float64))
+        left, right = (np.vecdot(end, end).real.astype(np.float64) / width for end in ends)
+        energy = float(lines.sum())
+    some = kspace[:, ::4, ::4].any(axis=0)
+    sparse = bool(2 * np.count_nonzero(some) < some.size)
     brightest = np.argsort(lines.max(axis=0))[-CLIPPING_LINES:]
     lines, left, right, ky = lines[:, imaging], left[:, imaging], right[:, imaging], ky[imaging]
     if baseline.strongest is None or not baseline.rows:
         baseline.strongest = np.argsort(np.log(lines + 1e-38).mean(axis=0))[-max(1, len(ky) // 16) :]
     distance = np.abs(2 * ky - ky.min() - ky.max())
     outer = ((left + right) / 2)[:, 2 * distance >= distance.max()]
-    known = outer.shape[1] * width >= MIN_NOISE_SAMPLES
-    noise = lower_median(outer.T) if known else np.zeros(len(lines), np.float32)
-    return Levels(energy, lines, np.minimum(left, right), noise, lines[:, baseline.strongest].mean(axis=1), brightest)
+    known = outer.shape[1] * width >= MIN_NOISE_SAMPLES and not sparse
+    noise = lower_median(outer.T) if known else np.zeros(len(lines))
+    signal = lines[:, baseline.strongest].mean(axis=1)
+    return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse)
 
 
 class Baselines:

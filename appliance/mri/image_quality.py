@@ -9,6 +9,8 @@ from appliance.frames import Finding
 from appliance.mri.baseline import Baseline, Bools, Floats, Levels
 from appliance.mri.quality import Limits, find_frozen, find_level_changes
 
+TISSUE = 0.5  # of the mean of what is brighter than the mean; stronger ghosts than this look like a body
+
 
 def measure_image(image: Floats) -> Levels:
     """Return the levels of an image (… y, x), where there is no k-space: as one coil without known noise."""
@@ -33,9 +35,9 @@ def find_unusable_image(image: Floats) -> list[Finding]:
 def ghost_level(image: Floats) -> float | None:
     """Return the signal outside the body at half a field of view along y, over the background, as part of the body's.
 
-    None where the body leaves no room to see a ghost. `image` is magnitude (y, x).
+    None where the body, or what looks like one, leaves no room to see a ghost. `image` is magnitude (y, x).
 
-    References: the N/2 ghost of echo-planar imaging; ghost ratio as in the ACR phantom test guidance.
+    References: percent signal ghosting of the ACR phantom test guidance, with the N/2 ghost of echo-planar imaging.
     """
     step_y, step_x = (max(1, n // 64) for n in image.shape)
     small = image[: image.shape[0] // (2 * step_y) * 2 * step_y : step_y, ::step_x]
@@ -44,7 +46,7 @@ def ghost_level(image: Floats) -> float | None:
     bright = small[small > small.mean()]
     if not bright.size:
         return None
-    tissue = small > 0.25 * bright.mean()
+    tissue = small > TISSUE * bright.mean()
     body = _between(tissue, 0) | _between(tissue, 1)
     ghost = np.roll(body, len(body) // 2, axis=0) & ~body
     background = ~(ghost | body)

@@ -38,7 +38,7 @@ class Limits:
     spike: float = 4.0  # times the largest of the neighbours
     coil_drop: float = 0.3  # part of its usual signal that a coil must keep, against the other coils
     noisy_coil: float = 2.0  # times its usual noise, against the other coils
-    ghosting: float = 0.1  # of the signal of the body
+    ghosting: float = 0.08  # of the signal of the body
     signal_drop: float = 0.25  # part of the usual signal that may be lost
     low_snr_db: float = 6.0  # loss against the usual SNR
 
@@ -63,19 +63,16 @@ def find_unusable(kspace: Kspace, ky: NDArray[np.int64], levels: Levels) -> list
     return [Finding("all_zero", "the frame holds only zeros; check the receiver and repeat the scan", "alarm")]
 
 
-def find_spike(kspace: Kspace, ky: NDArray[np.int64], floor: float, limit: float) -> list[Finding] | None:
+def find_spike(kspace: Kspace, ky: NDArray[np.int64], floor: float, limit: float) -> list[Finding]:
     """Find the strongest sample that stands alone among its neighbours (±2 lines, ±4 columns).
 
     `floor` is the lowest level expected anywhere. Near the centre of k-space the limit is CORE_SPIKE times as high:
-    a spike there that does not exceed the signal around it so many times is not found. Returns None where samples
-    have no neighbours to compare with (sparse sampling, very short lines).
+    a spike there that does not exceed the signal around it so many times is not found.
     """
     peaks = np.abs(kspace[0])
     scratch = np.empty_like(peaks)
     for coil in kspace[1:]:
         np.maximum(peaks, np.abs(coil, out=scratch), out=peaks)
-    if peaks.shape[1] < MIN_COLUMNS or 2 * np.count_nonzero(peaks) < peaks.size:
-        return None
     around = np.maximum(_neighbours(peaks), floor)
     hits = peaks > limit * around
     if hits.any():
@@ -267,11 +264,12 @@ def judge(
     found += find_dropped_coils(levels, baseline, limits.coil_drop, noisy_coils)
     if "clipping" in rules:
         found += find_clipping(kspace, levels)
-    if "spike" in rules:
+    if levels.sparse or kspace.shape[2] < MIN_COLUMNS:
+        unchecked.append("spike")
+    elif "spike" in rules:
         floor = max(float(np.sqrt(levels.noise.max())), 1e-5 * float(np.sqrt(levels.signal.max())))
         spikes = find_spike(kspace, ky, floor, limits.spike)
-        found += [spike for spike in spikes or [] if spike.where["coil"] not in noisy_coils]
-        unchecked += ["spike"] if spikes is None else []
+        found += [spike for spike in spikes if spike.where["coil"] not in noisy_coils]
     found = [f for f in found if f.kind in rules]
     if not found:
         found = [f for f in find_level_changes(levels, baseline, limits) if f.kind in rules]

@@ -36,7 +36,7 @@ class Settings(OperatorSettings):
     spike: float = Field(4, ge=2, le=1000, description="Spike: times the largest of its neighbours in k-space.")
     coil_drop: float = Field(0.3, gt=0, lt=1, description="Coil drop: part of its usual signal that a coil must keep.")
     noisy_coil: float = Field(2, ge=1.2, le=100, description="Noisy coil: times its usual noise.")
-    ghosting: float = Field(0.1, gt=0, le=1, description="Ghosting: part of the body's signal seen beside it.")
+    ghosting: float = Field(0.08, gt=0, le=1, description="Ghosting: part of the body's signal seen beside it.")
     signal_drop: float = Field(0.25, gt=0, lt=1, description="Signal drop: part of the usual signal that is lost.")
     low_snr_db: float = Field(6, ge=1, le=60, description="Low SNR: loss against the usual SNR, in dB.")
 
@@ -101,6 +101,8 @@ class DetectAnomalies:
         if found or "ghosting" not in self._rules or image.ndim != 2:
             return found
         self._measured["ghosting"] = ghost = ghost_level(image)
+        if ghost is None:
+            self._measured["unchecked"] = [*self._measured["unchecked"], "ghosting"]
         return find_ghosting(ghost, self._limits.ghosting)
 
     def end(self) -> Iterable[Frame]:

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage adds findings to frames and changes nothing else; real and moving data stays silent."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from appliance.context import Context
+from appliance.errors import StageError
+from appliance.frames import Finding, Frame, Position, Scan
+from appliance.mri.phantom import BREATH_FRAMES, cine_image, cine_kspace
+from operators.stages.detect_anomalies import KSPACE_AXES, Settings, make
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+MATRIX = (128, 128)
+KY = np.arange(0, 128, 2)
+
+
+def new_stage(**settings):
+    return make(Settings(**settings), Context("test", Path(), Path()))
+
+
+def frame(sequence, kspace=None, image=None, ky=KY, position=None, **more):
+    attachments = {} if kspace is None else {"kspace": kspace, "ky": np.asarray(ky)} | more
+    array, axes = (image, ("y", "x")) if image is not None else (kspace, KSPACE_AXES)
+    return Frame(
+        scan_id="scan-1",
+        sequence=sequence,
+        array=array,
+        axes=axes,
+        affine=np.eye(4),
+        acquired_ns=0,
+        received_ns=0,
+        position=position or Position(),
+        attachments=attachments,
+    )
+
+
+def scan(modality="MR", axes=KSPACE_AXES):
+    return Scan("scan-1", modality, axes, (None,) * len(axes), "complex64", 0)
+
+
+def image_of(kspace, ky, n_ky):
+    """Root sum of squares of the zero-filled data."""
+    full = np.zeros((len(kspace), n_ky, kspace.shape[2]), np.complex64)
+    full[:, ky] = kspace
+    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(full, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    return np.sqrt(np.sum(np.abs(images) ** 2, axis=0)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def breath():
+    """One breath of a beating heart, R = 2."""
+    frames = [cine_kspace(index, MATRIX)[:, ::2].copy() for index in range(BREATH_FRAMES)]
+    for kspace in frames:
+        kspace.flags.writeable = False
+    return frames
+
+
+def test_500_frames_of_a_beating_breathing_chest_are_silent(breath):
+    stage = new_stage()
+    assert stage.begin(scan()).axes == KSPACE_AXES
+    for sequence in range(500):
+        index = sequence % BREATH_FRAMES
+        given = frame(sequence, breath[index], cine_image(index, MATRIX))
+        assert stage.frame(given) is given
+    status = stage.status()
+    assert (status["findings"], status["events"], status["unchecked"]) == ({}, [], [])
+    assert status["snr_db"] == pytest.approx(24, abs=3)
+    assert status["ghosting"] < 0.02
+    assert list(stage.end()) == []
+
+
+@functools.cache
+def mrd_lines(name):
+    path = DATA / "mrd" / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    with ismrmrd.Dataset(str(path), "dataset", create_if_needed=False) as file:
+        lines = [file.read_acquisition(index) for index in range(file.number_of_acquisitions())]
+    lines.sort(key=lambda line: line.idx.kspace_encode_step_1)
+    ky = np.array([line.idx.kspace_encode_step_1 for line in lines])
+    calibration = np.array([line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION) for line in lines])
+    return np.stack([line.data for line in lines], axis=1), ky, calibration
+
+
+@pytest.mark.parametrize("name", ["brain8ch_semireal_full.h5", "brain8ch_semireal_R2_acs24.h5"])
+def test_real_brain_data_is_silent(name):
+    kspace, ky, calibration = mrd_lines(name)
+    reference, every, _ = mrd_lines("brain8ch_semireal_full.h5")
+    image = image_of(reference, every, 180)
+    stage, rng = new_stage(), np.random.default_rng(0)
+    for sequence in range(20):  # the second and later ones with a little noise of their own
+        noise = 0.005 * sequence * rng.standard_normal((*kspace.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+        given = frame(sequence, kspace + noise, image, ky, calibration_only=calibration)
+        assert stage.frame(given).findings == ()
+    assert stage.status()["unchecked"] == []
+
+
+@pytest.mark.parametrize("coils", [slice(0, 1), slice(2, 4), slice(0, 8)])
+@pytest.mark.parametrize("acceleration", [1, 2, 3, 4])
+def test_real_brain_data_is_silent_with_fewer_lines_and_coils(coils, acceleration):
+    kspace, ky, _ = mrd_lines("brain8ch_semireal_full.h5")
+    for offset in range(acceleration):
+        taken = slice(offset, None, acceleration)
+        assert new_stage().frame(frame(0, kspace[coils, taken], ky=ky[taken])).findings == ()
+
+
+def test_sparsely_sampled_real_data_is_silent_and_says_what_is_not_checked():
+    path = DATA / "kspace_brain_8ch" / "cartesian_ksp.npy"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    kspace = np.load(path)
+    stage = new_stage()
+    given = frame(0, kspace, image_of(kspace, np.arange(230), 230), np.arange(230))
+    assert stage.frame(given).findings == ()
+    assert stage.status()["unchecked"] == ["spike", "noisy_coil", "low_snr"]
+
+
+def test_planted_faults_become_findings_in_the_same_frame_and_events(breath):
+    stage, old = new_stage(), Finding("other", "found before")
+    for sequence in range(60):
+        kspace = breath[sequence].copy()
+        if sequence == 20:
+            kspace[3, 16, 25] += np.abs(kspace).max()
+        if 30 <= sequence < 40:
+            kspace[5] = 0
+        given = frame(sequence, kspace, cine_image(sequence, MATRIX))
+        given = dataclasses.replace(given, findings=(old,))
+        result = stage.frame(given)
+        assert result.findings[0] is old
+        assert result.array is given.array
+        assert result.attachments is given.attachments
+        assert [f.kind for f in result.findings[1:]] == (
+            ["spike"] if sequence == 20 else ["coil_drop"] if 30 <= sequence < 40 else []
+        )
+        if 30 < sequence < 40:
+            assert result.findings[1].message.endswith("(since frame 30)")
+    spike, drop = stage.status()["events"]
+    assert (spike["kind"], spike["sequence"], spike["last_sequence"]) == ("spike", 20, 20)
+    assert spike["where"] == {"coil": 3, "line": 32, "column": 25}
+    assert (drop["kind"], drop["sequence"], drop["last_sequence"]) == ("coil_drop", 30, 39)
+    assert drop["where"] == {"coil": 5}
+    assert stage.status()["findings"] == {"spike": 1, "coil_drop": 10}
+
+
+def test_slices_of_different_brightness_are_judged_each_by_itself(breath):
+    stage, brightness = new_stage(), (1.0, 0.3, 3.0, 0.6)
+    for sequence in range(40):
+        index = sequence % 4
+        dimmed = 0.6 if sequence == 33 else 1.0
+        kspace = (brightness[index] * dimmed * breath[sequence]).astype(np.complex64)
+        found = stage.frame(frame(sequence, kspace, position=Position(slice=index))).findings
+        assert [f.kind for f in found] == (["signal_drop"] if sequence == 33 else [])
+
+
+def test_calibration_lines_of_the_first_frame_do_not_disturb_the_baseline():
+    stage = new_stage()
+    every = np.arange(128)
+    extra = (np.abs(every - 64) < 12) & (every % 2 == 1)
+    for sequence in range(10):
+        taken = (every % 2 == 0) | (extra if sequence == 0 else False)
+        kspace = cine_kspace(sequence, MATRIX)[:, taken]
+        kspace = kspace if sequence < 8 else (0.6 * kspace).astype(np.complex64)
+        given = frame(sequence, kspace, ky=every[taken], calibration_only=extra[taken])
+        assert [f.kind for f in stage.frame(given).findings] == ([] if sequence < 8 else ["signal_drop"])
+
+
+def test_rules_can_be_switched_off_but_broken_numbers_are_always_told(breath):
+    stage = new_stage(rules=["spike"])
+    kspace = breath[0].copy()
+    kspace[2] = 0
+    assert stage.frame(frame(0, kspace)).findings == ()
+    kspace[1, 10, 10] = np.nan
+    assert [f.kind for f in stage.frame(frame(1, kspace)).findings] == ["not_finite"]
+    with pytest.raises(ValidationError):
+        Settings(rules=["spikes"])
+
+
+def test_without_kspace_the_image_is_checked_and_the_rest_is_named():
+    stage = new_stage()
+    stage.begin(scan(axes=("y", "x")))
+    for sequence in range(8):
+        image = cine_image(sequence) * np.float32(0.6 if sequence == 6 else 1)
+        image = cine_image(6) * np.float32(0.6) if sequence == 7 else image
+        found = stage.frame(frame(sequence, image=image)).findings
+        assert [f.kind for f in found] == {6: ["signal_drop"], 7: ["frozen"]}.get(sequence, [])
+    assert stage.status()["unchecked"] == ["spike", "coil_drop", "noisy_coil", "clipping", "low_snr"]
+
+
+def test_the_image_before_denoising_is_the_one_that_is_judged(breath):
+    ghosted = np.zeros((128, 128), np.float32)
+    ghosted[40:88, 20:108] = 1
+    ghosted += 0.2 * np.roll(ghosted, 64, axis=0)
+    given = dataclasses.replace(frame(0, breath[0], cine_image(0, MATRIX)), original=ghosted)
+    assert [f.kind for f in new_stage().frame(given).findings] == ["ghosting"]
+    broken = dataclasses.replace(given, original=np.full((128, 128), np.nan, np.float32))
+    assert [f.kind for f in new_stage().frame(broken).findings] == ["not_finite"]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (scan("US", ("y", "x")), "its rules are for MR, got 'US'; remove it from this pipeline"),
+        (scan(axes=("coil", "y", "x")), "expected axes (coil, ky, kx) or (y, x), got (coil, y, x); put it after"),
+    ],
+)
+def test_a_scan_that_it_cannot_judge_is_refused(given, text):
+    with pytest.raises(StageError) as caught:
+        new_stage().begin(given)
+    assert text in str(caught.value)
+
+
+def test_lines_that_do_not_fit_are_refused(breath):
+    with pytest.raises(ValueError, match=r"shape \(8, 64, 128\) does not fit 63 line indices, of which 0 only calib"):
+        new_stage().frame(frame(0, breath[0], ky=KY[:63]))
