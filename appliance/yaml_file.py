@@ -19,7 +19,7 @@ _LONGEST_BYTES = 256 * 1024
 _DEEPEST = 30
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
+_DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True, order=True)
@@ -43,7 +43,7 @@ class Document:
 
     def add(self, path: Path, text: str, *, at_key: bool = False) -> None:
         """Note a problem at `path`, or at the nearest parent that is in the file."""
-        places = self.keys if at_key else self.values
+        places = self.keys if at_key and path in self.keys else self.values
         known = path
         while known and known not in places:
             known, places = known[:-1], self.keys
