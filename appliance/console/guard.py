@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every request and answer of the console goes through: names we answer to, origins, headers, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 10.0  # a request, or a new connection's first one, must be here within this
+
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def is_our_name(host: str) -> bool:
+    """Whether a Host header names this box: an address, localhost or the machine's own name.
+
+    Any other name may be a foreign page's own one, pointed at us afterwards (DNS rebinding).
+    """
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name in (socket.gethostname().lower(), socket.getfqdn().lower()):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Whether the page that asks is our own. Programs that are no browsers send no origin and may pass."""
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("host", "")
+
+
+class Guard:
+    """ASGI middleware: refuse foreign names and origins, add the security headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self._app(scope, receive, send)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if is_our_name(headers.get("host", "")) and is_same_origin(headers):
+            return await self._app(scope, receive, send_guarded)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008, "reason": "foreign origin"})
+        text = "console: this host name or origin is not ours; open the page by this machine's name or address\n"
+        await PlainTextResponse(text, 421)(scope, receive, send_guarded)
+
+
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which alone would wait for ever for a request that does not come or does not end."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None:
+            self._expect()
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+            self._done()  # the request is here whole; the answer may take its time
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._done()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._done()
+        super().handle_websocket_upgrade(event)
+
+    def _expect(self) -> None:
+        self._deadline = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def _done(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

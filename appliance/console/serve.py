@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console process.
+
+It has no sign-in yet, so it binds to 127.0.0.1 unless the site says otherwise: whoever reaches the port sees
+the images. Put it behind the hospital's own proxy, or open it only to a network where that is acceptable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+import uvicorn
+
+from appliance.console.app import Console
+from appliance.console.guard import ImpatientProtocol
+from appliance.errors import ConfigError
+from appliance.settings import Settings
+
+
+class Process(Protocol):
+    """What the console needs of the child process it runs in."""
+
+    stopping: threading.Event
+
+    def serve(self, status: Callable[[], dict[str, Any]]) -> None: ...
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield  # signals belong to the child process
+
+
+def run(settings: Settings, process: Process) -> None:
+    """Serve until `process.stopping`. Raises ConfigError when the address cannot be listened on."""
+    console = Console(settings)
+    with listen(settings) as listener:
+        port = listener.getsockname()[1]
+        process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})
+        asyncio.run(_serve(console, listener, process.stopping))
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Open the console's socket."""
+    if settings.console is None:
+        raise ConfigError("console: not in the configuration; add 'console: {port: 8080}'")
+    bind, port = settings.console.bind, settings.console.port
+    try:
+        return socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"console: cannot listen on {bind}:{port}: {error}; choose another port or bind") from error
+
+
+async def _serve(console: Console, listener: socket.socket, stopping: threading.Event) -> None:
+    server = _Server(
+        uvicorn.Config(
+            console.app(),
+            http=ImpatientProtocol,
+            ws="websockets-sansio",
+            ws_max_size=4096,
+            ws_ping_interval=5,
+            ws_ping_timeout=5,
+            ws_per_message_deflate=False,  # a local line is faster than the compressor
+            h11_max_incomplete_event_size=16_384,
+            limit_concurrency=128,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=2,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    while not stopping.is_set() and not serving.done():
+        await asyncio.sleep(0.1)
+    server.should_exit = True
+    await serving

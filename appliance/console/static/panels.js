@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The panels beside the image, from /api/status.
+
+const byId = (id) => document.getElementById(id);
+
+export function element(tag, text, className) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function clock(ns) {
+  return new Date(ns / 1e6).toLocaleTimeString([], { hour12: false });
+}
+
+function rows(id, table) {
+  byId(id).replaceChildren(
+    ...table.map((cells) => {
+      const row = document.createElement("tr");
+      row.append(...cells);
+      return row;
+    }),
+  );
+}
+
+export function showFindings(found) {
+  const list = found.map((entry) => {
+    const item = element("li", "", entry.severity);
+    const words = element("span", `${entry.message} `);
+    const often = entry.count > 1 ? `${clock(entry.first_ns)} – ${clock(entry.last_ns)}, in ${entry.count} images` : clock(entry.last_ns);
+    words.append(element("small", often));
+    item.append(words);
+    return item;
+  });
+  byId("findings").replaceChildren(...(list.length ? list : [element("li", "Nothing found.", "none")]));
+}
+
+function showLatency(status) {
+  const ms = (value) => element("td", value === undefined ? "–" : `${value.toFixed(1)} ms`);
+  const line = ([name, own]) => {
+    const times = own.latency_ms || {};
+    return [element("td", name), ms(times.p50), ms(times.p95), ms(times.p99), ms(times.max)];
+  };
+  const stages = Object.entries(status.stages || {}).map(([name, own]) => [`in ${name}`, own]);
+  const sinks = Object.entries(status.sinks || {}).map(([name, own]) => [`to ${name}`, own]);
+  rows("latency", [...sinks, ...stages].filter(([, own]) => own.latency_ms && "p50" in own.latency_ms).map(line));
+}
+
+function showFrames(status) {
+  const sum = (key) => Object.values(status.stages || {}).reduce((n, own) => n + (own[key] || 0), 0);
+  const display = (status.sinks || {}).openigtlink || {};
+  const left = (display.displays || []).reduce((n, one) => n + one.dropped, display.overwritten || 0);
+  const facts = {
+    "from the scanner": (status.frames || {}).in || 0,
+    "displays": (display.displays || []).length,
+    "passed unprocessed": sum("passed_through"),
+    "left out on displays": left,
+    "past their deadline": sum("deadline_misses"),
+    "displays dropped": display.dropped_displays || 0,
+  };
+  byId("frames").replaceChildren(
+    ...Object.entries(facts).flatMap(([name, n]) => [element("dt", name), element("dd", String(n))]),
+  );
+}
+
+function showOutbox(buffer) {
+  const states = ["queued", "sending", "sent", "committed", "held", "quarantined"];
+  const counts = (buffer && buffer.destinations) || {};
+  byId("produced").textContent = buffer ? buffer.error || `${buffer.produced} produced` : "";
+  rows(
+    "outbox",
+    Object.entries(counts).map(([name, own]) => [
+      element("td", name),
+      ...states.map((state) => element("td", String(own[state] || 0), state === "quarantined" && own[state] ? "attention" : "")),
+    ]),
+  );
+}
+
+function showProcesses(processes) {
+  const kinds = { running: "", starting: "waiting", draining: "waiting" };
+  byId("processes").replaceChildren(
+    ...Object.entries(processes).map(([name, own]) => {
+      const kind = own.state in kinds ? kinds[own.state] : "bad";
+      return element("li", own.state === "running" ? name : `${name}: ${own.state}`, kind);
+    }),
+  );
+  const alarms = Object.entries(processes).flatMap(([name, own]) =>
+    Object.entries(own.alarms || {}).map(([key, text]) => element("li", `${name}, ${key}: ${text}`)),
+  );
+  byId("alarm-box").hidden = !alarms.length;
+  byId("alarms").replaceChildren(...alarms);
+}
+
+export function showStatus(status, pipeline) {
+  const own = status.processes[`pipeline-${pipeline}`] || {};
+  byId("site").textContent = status.site;
+  showFindings(((own.sinks || {}).preview || {}).recent_findings || []);
+  showLatency(own);
+  showFrames(own);
+  showOutbox(status.buffer);
+  showProcesses(status.processes);
+}

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console page in a real browser: what a technologist sees live, stale and after the scan."""
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from browser import Browser, screenshot_folder
+
+pytestmark = pytest.mark.peer
+
+
+def phantom(size=256):
+    """Two ellipses and some structure, with noise and without."""
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    body = 90.0 * (x**2 / 0.6 + y**2 / 0.8 < 1) + 80 * ((x - 0.1) ** 2 + (y + 0.1) ** 2 < 0.12)
+    body += 60 * ((x + 0.35) ** 2 + (y - 0.3) ** 2 < 0.03)
+    noise = np.random.default_rng(0).normal(scale=18, size=body.shape)
+    return np.clip(np.stack([body, np.abs(body + noise)]), 0, 255).astype(np.uint8)
+
+
+SPIKE = "RF spike in line 81 of coil 3: check the room's door and the lamps"
+STATUS = {
+    "pipeline": "mri-live",
+    "frames": {"in": 1234},
+    "stages": {
+        "reconstruct": {"frames": 1234, "latency_ms": {"p50": 3.1, "p95": 3.9, "p99": 5.2, "max": 7.7}},
+        "denoise": {"passed_through": 3, "deadline_misses": 1, "latency_ms": {"p50": 4.2, "p99": 6.4, "max": 9.1}},
+    },
+    "sinks": {
+        "openigtlink": {
+            "latency_ms": {"p50": 8.4, "p95": 10.2, "p99": 12.9, "max": 15.4},
+            "displays": [{"peer": "127.0.0.1:5", "sent": 1230, "dropped": 4}],
+            "overwritten": 0,
+            "dropped_displays": 0,
+        },
+        "preview": {
+            "recent_findings": [
+                {
+                    "kind": "coil_drop", "severity": "warning", "message": "coil 5 lost its signal: check its plug",
+                    "first_ns": 1_700_000_060_000_000_000, "last_ns": 1_700_000_065_000_000_000, "count": 40,
+                },
+                {
+                    "kind": "spike", "severity": "alarm", "message": SPIKE,
+                    "first_ns": 1_700_000_000_000_000_000, "last_ns": 1_700_000_000_000_000_000, "count": 1,
+                },
+            ]
+        },
+    },
+}  # fmt: skip
+
+
+class Scanner:
+    """Publishes previews until told to stop."""
+
+    def __init__(self, bench, **header):
+        self._bench, self._header, self._pixels = bench, header, phantom()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        for sequence in itertools.count():
+            if self._stopping.wait(1 / 25):
+                return
+            self._bench.show(sequence, self._pixels, **self._header)
+            if sequence % 10 == 0:
+                self._bench.tell("pipeline-mri-live", **STATUS)
+                self._bench.tell("daemon")
+                self._bench.tell("deliverer", alarms={"pacs": "pacs does not answer since 12 s; check its network"})
+
+    def stop(self):
+        self._stopping.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(bench, owed, browser):
+    browser.messages.clear()
+    browser.open(f"http://{bench.address}/")
+    yield browser
+    assert browser.messages == []  # no error, no refused script or style
+    browser.open("about:blank")
+
+
+def state(page):
+    return page.ask("document.getElementById('state').textContent")
+
+
+def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
+    folder = screenshot_folder(tmp_path)
+    page.wait_for("document.getElementById('banner-text').textContent === 'no image yet'")
+    finding = {"kind": "spike", "severity": "alarm", "message": SPIKE, "where": {"line": 81}}
+    mark = {"stage": "denoise", "reason": "the model failed its golden test"}
+    scanner = Scanner(bench, findings=[finding], marks=[mark])
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    page.wait_for("document.querySelectorAll('#latency tr').length === 3")
+    text = page.ask("document.body.innerText")
+    for said in (
+        "UNPROCESSED by denoise: the model failed its golden test",
+        "Applied: reconstruct → denoise",
+        SPIKE,
+        "coil 5 lost its signal: check its plug",
+        "in 40 images",
+        "to openigtlink\t8.4 ms\t10.2 ms\t12.9 ms\t15.4 ms",
+        "deliverer, pacs: pacs does not answer since 12 s; check its network",
+        "5 produced",
+        "pacs\t1\t0\t3\t0\t0\t1",
+        "Research use only",
+    ):
+        assert said in text, text
+    assert page.ask("document.querySelector('#outbox .attention').textContent") == "1"  # the quarantined one
+    assert page.ask("getComputedStyle(document.getElementById('banner')).display") == "none"
+    middle = "[...document.getElementById('image').getContext('2d').getImageData(128, 128, 1, 1).data]"
+    assert page.ask(middle) == [170, 170, 170, 255]
+    page.screenshot(folder / "console.png")
+
+    scanner.stop()
+    page.wait_for("document.getElementById('state').textContent === 'NO LIVE DATA'")
+    page.wait_for("/newest image is .* s old/.test(document.getElementById('banner-text').textContent)")
+    assert page.ask("getComputedStyle(document.getElementById('banner')).display") != "none"
+    first, _ = age_s(page), time.sleep(0.3)
+    assert age_s(page) > first  # it grows by itself
+    page.screenshot(folder / "console-stale.png")
+
+    scanner = Scanner(bench)
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    page.wait_for("document.getElementById('marks').textContent === ''")
+    scanner.stop()
+    bench.previews.publish({"pipeline": "mri-live", "state": "ended", "reason": "aborted, the scanner hung up"})
+    page.wait_for(
+        "/scan has ended: aborted, the scanner hung up/.test(document.getElementById('banner-text').textContent)"
+    )
+    assert state(page) == "NO LIVE DATA"
+
+
+def age_s(page):
+    said = page.ask("document.getElementById('age-value').textContent")
+    return float(said.split()[0]) / (1000 if said.endswith("ms") else 1)
+
+
+def test_before_and_after_by_keyboard_and_button(bench, page):
+    scanner = Scanner(bench)
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    pixels = "document.getElementById('image').getContext('2d').getImageData(0, 0, 40, 40).data"
+    corner = f"{pixels}.filter((v, i) => i % 4 == 0 && v > 0).length"
+    assert page.ask(corner) == 0  # after: no noise
+    page.press("b")
+    page.wait_for(f"{corner} > 100")
+    assert page.ask("document.getElementById('which').textContent") == "BEFORE: unprocessed image"
+    page.ask("document.getElementById('before').click()")
+    page.wait_for(f"{corner} === 0")
+    page.press("s")
+    page.wait_for("getComputedStyle(document.getElementById('image')).imageRendering === 'pixelated'")
+    scanner.stop()
+
+
+def test_the_age_counts_the_time_before_the_page_got_the_image(bench, page):
+    page.wait_for("document.getElementById('banner-text').textContent === 'no image yet'")
+    for sequence in range(5):
+        bench.show(sequence, phantom(), received_ns=time.monotonic_ns() - 7_000_000_000)
+        time.sleep(0.05)
+    page.wait_for("document.getElementById('age-value').textContent.endsWith(' s')")
+    assert age_s(page) >= 7
+    assert state(page) == "NO LIVE DATA"
+
+
+def test_a_console_that_is_gone_is_said(bench, page):
+    scanner = Scanner(bench)
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    bench.process.stopping.set()
+    page.wait_for("document.getElementById('banner-text').textContent === 'the console does not answer'")
+    scanner.stop()
+    page.messages.clear()  # the browser reports that it cannot connect
+    page.open("about:blank")
