@@ -116,7 +116,7 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
         ends = kspace[:, :, :width], kspace[:, :, -width:]
         left, right = (np.vecdot(end, end).real.astype(np.float64) / width for end in ends)
         energy = float(lines.sum())
-    some = kspace[:, ::4, ::4].any(axis=0)
+    some = kspace[:, ::8, ::8].any(axis=0)  # enough to tell
     sparse = bool(2 * np.count_nonzero(some) < some.size)
     brightest = np.argsort(lines.max(axis=0))[-CLIPPING_LINES:]
     lines, left, right, ky = lines[:, imaging], left[:, imaging], right[:, imaging], ky[imaging]

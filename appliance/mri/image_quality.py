@@ -15,7 +15,8 @@ TISSUE = 0.5  # of the mean of what is brighter than the mean; stronger ghosts t
 def measure_image(image: Floats) -> Levels:
     """Return the levels of an image (… y, x), where there is no k-space: as one coil without known noise."""
     with np.errstate(all="ignore"):
-        rows = np.vecdot(image, image).real.reshape(1, -1) / image.shape[-1]
+        exact = image.astype(np.float64)  # scanners send 16-bit integers too
+        rows = np.vecdot(exact, exact).reshape(1, -1) / image.shape[-1]
         signal = rows.mean(axis=1)
     return Levels(float(rows.sum()), rows, rows, np.zeros(1), signal, np.arange(0))
 
@@ -40,7 +41,7 @@ def ghost_level(image: Floats) -> float | None:
     References: percent signal ghosting of the ACR phantom test guidance, with the N/2 ghost of echo-planar imaging.
     """
     step_y, step_x = (max(1, n // 64) for n in image.shape)
-    small = image[: image.shape[0] // (2 * step_y) * 2 * step_y : step_y, ::step_x]
+    small = image[: image.shape[0] // (2 * step_y) * 2 * step_y : step_y, ::step_x].astype(np.float64)
     if small.size < 256:
         return None
     bright = small[small > small.mean()]

@@ -180,8 +180,10 @@ def find_dropped_coils(levels: Levels, baseline: Baseline, limit: float, noisy: 
     others_see = float(upper_median(contrast)) > HAS_SIGNAL
     part: Floats = np.ones(n_coils)
     if baseline.usual is not None:
-        part = baseline.kept(levels)
-        part = part / min(max(float(upper_median(part)), 1e-38), 1.0)
+        all_kept = baseline.kept(levels)
+        others = float(upper_median(all_kept))
+        if others > limit:  # else most coils lost their signal: no fault of one coil
+            part = all_kept / min(others, 1.0)
     silent = levels.lines == 0
     lost = (silent & ~silent.all(axis=0)).sum(axis=1)  # lines that the other coils have
     found = []

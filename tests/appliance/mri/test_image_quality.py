@@ -3,6 +3,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from appliance.mri.baseline import Baseline
 from appliance.mri.image_quality import find_ghosting, find_unusable_image, ghost_level, judge_image
@@ -59,13 +62,33 @@ def test_pixels_that_are_not_numbers_and_empty_images():
     assert found.message == "the image holds only zeros; check the receiver and repeat the scan"
 
 
-def test_images_alone_show_a_signal_drop_and_a_frozen_display():
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1), (np.uint16, 60000), (np.int16, 100)])
+def test_images_alone_show_a_signal_drop_and_a_frozen_display(dtype, scale):
+    def image(index, part=1.0):
+        return (scale * part * cine_image(index)).astype(dtype)
+
     baseline = Baseline()
     for index in range(6):
-        found, levels = judge_image(cine_image(index), baseline, Limits())
+        found, levels = judge_image(image(index), baseline, Limits())
         assert found == []
         baseline.accept(levels)
-    assert [f.kind for f in judge_image(cine_image(5), baseline, Limits())[0]] == ["frozen"]
-    (found,) = judge_image(np.float32(0.6) * cine_image(6), baseline, Limits())[0]
+    assert [f.kind for f in judge_image(image(5), baseline, Limits())[0]] == ["frozen"]
+    (found,) = judge_image(image(6, 0.6), baseline, Limits())[0]
     assert found.kind == "signal_drop"
     assert found.measured == pytest.approx(0.6, abs=0.02)  # the heart beats on
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.floats(width=32)))
+def test_any_image_is_judged_without_an_exception_and_without_being_changed(image):
+    before = image.tobytes()
+    image.flags.writeable = False
+    baseline = Baseline()
+    for _ in range(4):
+        found, levels = judge_image(image, baseline, Limits())
+        if not found:
+            baseline.accept(levels)
+    if not found:
+        ghost_level(image)
+    assert image.tobytes() == before
+    assert ([f.kind for f in found] == ["not_finite"]) == (not np.isfinite(image).all())

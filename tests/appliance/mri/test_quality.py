@@ -123,6 +123,11 @@ def test_a_coil_that_is_not_connected_is_named(first_frame):
     assert ("of the signal of the others" if first_frame else "of its usual signal") in found[0].message
 
 
+def test_a_receiver_that_is_off_is_a_signal_drop_and_not_eight_dropped_coils():
+    found = find((0.01 * clean(7)).astype(np.complex64), lines(128), settled())[0]
+    assert [(f.kind, f.measured) for f in found] == [("signal_drop", pytest.approx(0.01, abs=1e-3))]
+
+
 def test_lines_that_only_one_coil_lost_are_a_dropped_coil():
     kspace = clean(0).copy()
     kspace[4, 10:14] = 0
@@ -191,8 +196,9 @@ def test_a_signal_drop_is_told_from_a_dropped_coil_and_from_noise(n_coils):
     )
 
 
-def test_noise_alone_is_no_signal():
-    found = find(noise_samples((8, *MATRIX)), lines(128))[0]
+@pytest.mark.parametrize("first_frame", [True, False])
+def test_noise_alone_is_no_signal(first_frame):
+    found = find(noise_samples((8, *MATRIX)), lines(128), None if first_frame else settled())[0]
     assert [f.kind for f in found] == ["low_snr"]
     assert found[0].message == (
         "no coil shows any signal above the noise; check the transmitter and the patient's position"
