@@ -70,7 +70,7 @@ class Pipeline(Model):
     stages: tuple[Operator, ...] = Field((), description="What is done, in order. A name, or a name with settings.")
     sinks: tuple[Operator, ...] = Field(min_length=1, description="Where results go. A name, or a name with settings.")
     deadline_ms: float = Field(
-        250.0,
+        500.0,
         ge=0,
         le=60_000,
         description="A frame older than this skips image-to-image stages, marked unprocessed. 0: never.",

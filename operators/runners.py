@@ -69,6 +69,8 @@ class Feed:
 
     def put(self, message: Message) -> None:
         """Append, waiting for room. Thread-safe."""
+        if not isinstance(message, Frame):
+            log.info("%s", _told_of(message))
         started = time.monotonic_ns()
         with self._room:
             while not self._closed and (len(self._queue) >= self._n_frames or self._behind()):
@@ -104,6 +106,15 @@ class Feed:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+
+def _told_of(message: Scan | End) -> str:
+    """One line for the journal: which scan began, or how it ended."""
+    if isinstance(message, Scan):
+        return f"scan {message.scan_id} began: {message.modality} from {message.source or 'its source'}"
+    return (
+        f"scan {message.scan_id} {message.status}, {message.n_frames} frames{message.reason and ': '}{message.reason}"
+    )
 
 
 @dataclass
