@@ -60,7 +60,7 @@ def rmse(image, other) -> float:
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (127, 131)])
-@pytest.mark.parametrize(("sigma", "gain"), [(20, 1.25), (50, 1.5), (100, 2.0)])
+@pytest.mark.parametrize(("sigma", "gain"), [(20, 1.7), (50, 2.1), (100, 2.6)])
 def test_the_image_comes_closer_to_the_truth(context, shape, sigma, gain):
     """In the body (where truth is), by a stated factor, with the noise level estimated from the image."""
     image = truth(shape)
@@ -69,7 +69,7 @@ def test_the_image_comes_closer_to_the_truth(context, shape, sigma, gain):
     assert result.shape == shape and result.dtype == np.float32
     body = image > 0
     assert rmse(given[body], image[body]) > gain * rmse(result[body], image[body])
-    assert rmse(given, image) > 1.8 * rmse(result, image)
+    assert rmse(given, image) > 2.3 * rmse(result, image)
     assert result.min() >= 0
 
 
@@ -80,7 +80,7 @@ def test_a_noise_map_is_used_where_the_noise_varies(context):
     stage = begun(context)
     with_map = stage.frame(frame(given, noise_map=level.astype(np.float32))).array
     estimated = stage.frame(frame(given)).array
-    assert rmse(with_map, image) < 0.7 * rmse(estimated, image) < 0.7 * rmse(given, image)
+    assert rmse(with_map, image) < 0.5 * rmse(estimated, image) < 0.4 * rmse(given, image)
 
 
 def test_strength_zero_is_the_identity(context):
