@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,13 +35,17 @@ def is_our_name(host: str) -> bool:
     Any other name may be a foreign page's own one, pointed at us afterwards (DNS rebinding).
     """
     name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost" or name in (socket.gethostname().lower(), socket.getfqdn().lower()):
-        return True
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return False
+        return name in our_names()
     return True
+
+
+@cache
+def our_names() -> frozenset[str]:
+    """This machine's names. The first call may ask a name server."""
+    return frozenset(("localhost", socket.gethostname().lower(), socket.getfqdn().lower()))
 
 
 def is_same_origin(headers: Headers) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console process.
 
-It has no sign-in yet, so it binds to 127.0.0.1 unless the site says otherwise: whoever reaches the port sees
-the images. Put it behind the hospital's own proxy, or open it only to a network where that is acceptable.
+There is no sign-in: whoever reaches the port sees the images. So it binds to 127.0.0.1 unless the site says
+otherwise; open it only to a network where that is acceptable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import uvicorn
 
 from appliance.console.app import Console
-from appliance.console.guard import ImpatientProtocol
+from appliance.console.guard import ImpatientProtocol, our_names
 from appliance.errors import ConfigError
 from appliance.settings import Settings
 
@@ -39,6 +39,7 @@ class _Server(uvicorn.Server):
 def run(settings: Settings, process: Process) -> None:
     """Serve until `process.stopping`. Raises ConfigError when the address cannot be listened on."""
     console = Console(settings)
+    our_names()  # now, because it may wait for a name server
     with listen(settings) as listener:
         port = listener.getsockname()[1]
         process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})

@@ -96,7 +96,7 @@ class OpenIGTLink:
         self._server.close({"STATUS": self._message(Status(SHUTTING_DOWN, "SHUTDOWN", "nearscan stops"))})
 
     def status(self) -> dict[str, Any]:
-        return {"sent_frames": self._n_frames, "clipped_pixels": self._n_clipped, **self._server.status()}
+        return {"frames": self._n_frames, "clipped_pixels": self._n_clipped, **self._server.status()}
 
     def _packets(self, frame: Frame) -> Packets:
         try:
