@@ -44,14 +44,14 @@ class Session:
     def __init__(
         self,
         sock: socket.socket,
+        peer: str,
         scan_id: str,
         options: SessionOptions,
         context: Context,
         emit: Callable[[Message], None],
     ) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._socket = sock
+        self._peer = peer
         self._answer = sock.dup()  # the same connection with a time-out of its own
         self._answer.settimeout(options.send_timeout_s)
         self._scan_id = scan_id
@@ -61,6 +61,7 @@ class Session:
         self._connection = Connection(limits=Limits(image_bytes=options.max_frame_bytes))
         self._config = ""
         self._header: MrdHeader | None = None
+        self._started_ns = 0
         self._reader: Assembler | ImageReader | None = None
         self._sending = threading.Lock()
         self._sent_s = time.monotonic()
@@ -81,19 +82,25 @@ class Session:
     def run(self) -> tuple[Status, str]:
         """Serve the session to its end; never raises what the scanner or the network did wrong."""
         status: Status = "aborted"
-        reason = "nearscan: internal error, see the log"
+        reason = "internal error, see the log"  # stays when an exception of our own passes through
         try:
             try:
-                self._receive()
-                status, reason = "complete", ""
-            except (PeerError, OSError) as error:
-                reason = "nearscan is stopping" if self._stopping else _lost(error)
-            status, reason = self._end(status, reason)
+                status, reason = self._serve()
+            finally:
+                if not self._ended:
+                    self._emit_end(status, reason)
         finally:
-            if not self._ended:  # an exception of our own is on its way out
-                self._emit_end("aborted", reason)
             self._hang_up(status, reason)
         return status, reason
+
+    def _serve(self) -> tuple[Status, str]:
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._receive()
+        except (PeerError, OSError) as error:
+            return self._end("aborted", "nearscan is stopping" if self._stopping else _lost(error))
+        return self._end("complete", "")
 
     def stop(self) -> None:
         """Make `run` return soon. Called from another thread."""
@@ -167,7 +174,7 @@ class Session:
                     raise PeerError("mrd: images after raw lines; send one kind in one connection")
                 yield from images.add(event, received_ns, acquired_ns)
             case m.Header():
-                self._header = parse_header(event.xml)
+                self._header, self._started_ns = parse_header(event.xml), acquired_ns
                 n_samples = _SPARE_SAMPLES * self._header.encoding.encoded_matrix[0]
                 n_channels = self._header.encoding.n_coils or self._connection.limits.n_channels
                 self._connection.limits = replace(self._connection.limits, n_samples=n_samples, n_channels=n_channels)
@@ -208,14 +215,13 @@ class Session:
 
     def _emit_scan(self, scan: Scan) -> None:
         header = self._expect_header()
-        host, port = self._socket.getpeername()[:2]
         raw = scan.dtype == "complex64"
         self._context.replies[self._scan_id] = self
         self._emit(
             replace(
                 scan,
-                started_ns=time.time_ns(),
-                source=f"mrd {host}:{port}",
+                started_ns=self._started_ns,
+                source=f"mrd {self._peer}",
                 n_frames=header.n_frames if raw else None,
                 identity=header.identity,
                 attributes={"config": self._config, "trajectory": header.trajectory},
@@ -243,7 +249,7 @@ class Session:
 
     def _emit_end(self, status: Status, reason: str) -> None:
         self._ended = True
-        if self._scan_id in self._context.replies or self._reader is not None:
+        if self._reader is not None:
             self._emit(End(self._scan_id, status, reason, self.n_frames))
 
     def _too_few(self) -> str:

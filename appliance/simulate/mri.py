@@ -120,13 +120,20 @@ class Scanner:
     def _read(self) -> None:
         connection = Connection("appliance", Limits(image_bytes=1 << 30))
         try:
-            while n_bytes := self._socket.recv_into(connection.space()):
+            while n_bytes := self._receive(connection.space()):
                 received_ns = time.monotonic_ns()
                 connection.received(n_bytes)
                 for event in connection.events():
                     self._keep(event, received_ns)
         except (OSError, PeerError) as error:
             self.result.error = self.result.error or f"scanner: reading failed: {error}"
+
+    def _receive(self, space: memoryview) -> int:
+        while True:
+            try:
+                return self._socket.recv_into(space)
+            except TimeoutError:  # silence is fine while we still send; `wait` ends it
+                continue
 
     def _keep(self, event: m.Event, received_ns: int) -> None:
         match event:

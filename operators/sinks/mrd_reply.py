@@ -93,6 +93,7 @@ class MrdReply:
         if reply is None:
             self._context.alarm(_ALARM, "mrd_reply: this scan has no scanner to answer; use it with the mrd source")
             return
+        self._context.alarm(_ALARM, "")
         self._counts["scans"] += 1
         self._writers[scan.scan_id] = _Writer(reply, self._settings, self._context)
 

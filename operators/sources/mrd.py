@@ -62,10 +62,13 @@ class MrdSource:
             self._port = server.getsockname()[1]
             while not self._stopping.is_set():
                 try:
-                    sock, _ = server.accept()
+                    sock, address = server.accept()
                 except TimeoutError:
                     continue
-                self._serve(sock, emit)
+                except OSError:  # a peer that was gone before we took it, or no file descriptor left for now
+                    self._stopping.wait(0.2)
+                    continue
+                self._serve(sock, f"{address[0]}:{address[1]}", emit)
             self._port = 0
         with self._lock:
             running = dict(self._sessions)
@@ -101,7 +104,7 @@ class MrdSource:
                 f"mrd source: cannot listen on {address[0]}:{address[1]}: {error.strerror}; choose another port or bind"
             ) from error
 
-    def _serve(self, sock: socket.socket, emit: Emit) -> None:
+    def _serve(self, sock: socket.socket, peer: str, emit: Emit) -> None:
         with self._lock:
             full = len(self._sessions) >= self._settings.max_sessions
             self._counts["sessions_refused"] += full
@@ -114,7 +117,7 @@ class MrdSource:
             max_frame_bytes=self._settings.max_frame_mb << 20,
             text_log=self._settings.text_log,
         )
-        session = Session(sock, scan_id, options, self._context, emit)
+        session = Session(sock, peer, scan_id, options, self._context, emit)
         thread = threading.Thread(target=self._run_session, args=(session,), name=f"mrd {scan_id}", daemon=True)
         with self._lock:
             self._sessions[thread] = session
