@@ -13,6 +13,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+MIN_REGULARISATION = 1e-6  # the products' rounding; with less, dependent coils have no factorisation
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
@@ -74,16 +76,18 @@ def _solve(
     """
     n_s = sources.shape[2]
     s, t = sources.reshape(-1, n_s), targets.reshape(-1, targets.shape[2])
-    lagged = [s[: len(s) - lag].conj().T @ s[lag:] for lag in range(n_d)]
+    adjoint = np.ascontiguousarray(s.conj().T)
+    lagged = [adjoint[:, : len(s) - lag] @ s[lag:] for lag in range(n_d)]
     normal = np.empty((n_d, n_s, n_d, n_s), np.complex128)
     right = np.empty((n_d, n_s, t.shape[1]), np.complex128)
     for d in range(n_d):
         for e in range(n_d):
             normal[d, :, e] = lagged[e - d] if e >= d else lagged[d - e].conj().T
         shift = d - n_d // 2
-        right[d] = s[max(shift, 0) : len(s) + min(shift, 0)].conj().T @ t[max(-shift, 0) : len(t) - max(shift, 0)]
+        right[d] = adjoint[:, max(shift, 0) : len(s) + min(shift, 0)] @ t[max(-shift, 0) : len(t) - max(shift, 0)]
     matrix = normal.reshape(n_d * n_s, n_d * n_s)
-    matrix[np.diag_indices(len(matrix))] += max(regularisation * np.trace(matrix).real / len(matrix), 1e-300)
+    mean_eigenvalue = np.trace(matrix).real / len(matrix)
+    matrix[np.diag_indices(len(matrix))] += max(regularisation, MIN_REGULARISATION) * mean_eigenvalue
     factor = scipy.linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
     return np.asarray(scipy.linalg.cho_solve(factor, right.reshape(n_d * n_s, -1), check_finite=False))
 
@@ -98,12 +102,13 @@ def unmixing_weights(kernel: Kernel, sensitivities: NDArray[np.complex64]) -> ND
     n_d = kernel.weights.shape[4]
     along_x = _waves(n_d // 2 - np.arange(n_d), n_x)  # (d, x)
     along_y = _waves(kernel.offsets.reshape(-1), n_y).T[:, :, None]  # (y, class and b, 1)
-    hybrid = np.einsum("rtsbd,dx->xrbts", kernel.weights, along_x, optimize=True).reshape(n_x, -1, n_coils)
-    combine = np.ascontiguousarray(sensitivities.T.conj())  # (x, y, coil)
+    taps = kernel.weights.transpose(4, 0, 3, 1, 2).reshape(n_d, -1)  # (d, class, b, target and source)
+    hybrid = (along_x.T @ taps).reshape(n_x, -1, n_coils)
+    combine = np.ascontiguousarray(sensitivities.reshape(n_coils, -1).T.conj()).reshape(n_y, n_x, n_coils)
     unmixing = combine.copy()
     for x in range(n_x):
-        unmixing[x] += (along_y * combine[x][:, None]).reshape(n_y, -1) @ hybrid[x]
-    return np.ascontiguousarray(unmixing.T)
+        unmixing[:, x] += (along_y * combine[:, None, x]).reshape(n_y, -1) @ hybrid[x]
+    return np.ascontiguousarray(unmixing.reshape(-1, n_coils).T).reshape(sensitivities.shape)
 
 
 def _waves(offsets: NDArray[np.int64], n: int) -> NDArray[np.complex64]:

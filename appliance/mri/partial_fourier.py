@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Homodyne reconstruction of partial Fourier data: lines missing on one side of k-space.
+"""Partial Fourier: lines missing on one side of k-space, from the conjugate symmetry of an image of known phase.
 
-References: Noll, Nishimura, Macovski, IEEE TMI 1991;10:154, DOI 10.1109/42.79473.
+References: Haacke et al., J Magn Reson 1991;92:126, DOI 10.1016/0022-2364(91)90253-P (projection onto convex sets).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from appliance.arrays import namespace
 from appliance.frames import Array
 from appliance.mri.fourier import to_image, to_kspace
 
 MIN_SYMMETRIC_LINES = 4  # on each side of the centre; fewer do not carry the phase
+ITERATIONS = 4  # leave about a tenth of zero-filling's error; each costs two FFTs of one image
 
 
 def is_partial(n: int, first: int, last: int) -> bool:
@@ -22,36 +22,34 @@ def is_partial(n: int, first: int, last: int) -> bool:
     return abs((centre - first) - (last - centre)) > n // 16
 
 
-def homodyne_filter(n: int, first: int, last: int) -> NDArray[np.float32]:
-    """Weights (n,) of the lines: 0 where missing, 2 where the mirrored line is missing, a ramp between.
+def fill_partial_fourier(image: Array, first: int, last: int) -> Array:
+    """Return the image, complex64 (y, x), with the missing lines filled; the acquired ones stay as they are.
 
-    Raises ValueError when the acquired lines `first` … `last` do not reach past the centre.
+    `image` is what the acquired lines `first` … `last` (along y, centre at n // 2) give with zeros elsewhere; it is
+    not modified. The phase is taken to be the smooth one of the symmetric centre.
+    Raises ValueError when the lines do not reach past the centre.
     """
-    centre = n // 2
-    width = min(centre - first, last - centre)
+    xp, n = namespace(image), image.shape[0]
+    width = min(n // 2 - first, last - n // 2)
     if width < MIN_SYMMETRIC_LINES:
         raise ValueError(
-            f"homodyne: lines {first} … {last} of {n} hold {max(width, 0)} lines beyond the centre {centre}; "
+            f"partial Fourier: lines {first} … {last} of {n} hold {max(width, 0)} lines beyond the centre {n // 2}; "
             f"acquire at least {MIN_SYMMETRIC_LINES}"
         )
-    side = 1 if last - centre > centre - first else -1
-    distance = side * (np.arange(n) - centre)
-    return np.clip(1 + distance / (width + 1), 0, 2).astype(np.float32)
-
-
-def homodyne(image: Array, first: int, last: int) -> Array:
-    """Return the image, complex64 (y, x), that the missing lines' conjugate symmetry gives; its phase is the smooth one
-    of the symmetric centre.
-
-    `image` is what the acquired lines `first` … `last` (along y, centre at n // 2) give with zeros elsewhere. The
-    real part after phase correction is kept, so its noise grows by the root mean square of `homodyne_filter`.
-    """
-    xp = namespace(image)
-    n = image.shape[0]
-    distance = np.abs(np.arange(n) - n // 2) / (min(n // 2 - first, last - n // 2) + 1)
+    distance = np.abs(np.arange(n) - n // 2) / (width + 1)
     window = np.where(distance < 1, np.cos(np.pi / 2 * distance) ** 2, 0).astype(np.float32)
     kspace = to_kspace(image, (0,))
     smooth = to_image(kspace * xp.asarray(window)[:, None], (0,))
     phase = smooth / xp.maximum(xp.abs(smooth), np.finfo(np.float32).tiny)
-    filtered = to_image(kspace * xp.asarray(homodyne_filter(n, first, last))[:, None], (0,))
-    return (filtered * phase.conj()).real * phase
+    for _ in range(ITERATIONS):
+        real = xp.maximum((image * phase.conj()).real, np.float32(0))
+        filled = to_kspace(real * phase, (0,))
+        filled[first : last + 1] = kspace[first : last + 1]
+        image = to_image(filled, (0,))
+    return image
+
+
+def noise_gain(n: int, first: int, last: int) -> float:
+    """Return by what factor filling raises the noise of the zero-filled image: mirrored lines count twice."""
+    n_acquired, n_missing = last - first + 1, n - (last - first + 1)
+    return float(np.sqrt((n_acquired + 3 * n_missing) / n_acquired))

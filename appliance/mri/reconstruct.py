@@ -13,7 +13,7 @@ from appliance.frames import Affine, Array, Encoding
 from appliance.mri.combine_coils import estimate_sensitivities, root_sum_of_squares
 from appliance.mri.fourier import remove_oversampling, resample, resize_centred, to_image
 from appliance.mri.grappa import calibrate, calibration_lines_needed, unmixing_weights
-from appliance.mri.partial_fourier import homodyne, homodyne_filter, is_partial
+from appliance.mri.partial_fourier import fill_partial_fourier, is_partial, noise_gain
 from appliance.mri.prewhiten import prewhiten, prewhitening_matrix
 from appliance.mri.unmix import Unmixing, fuse, noise_std, unmix
 
@@ -104,8 +104,9 @@ def calibrate_slice(
 ) -> Unmixing:
     """Return the weights of one slice from raw lines (coil, line, kx) that hold a run of consecutive ones.
 
-    With a noise `covariance` the coils are whitened, at the level of their mean noise. A kernel that spans too many
-    lines is shortened to two. Raises ValueError without signal or with too few consecutive lines.
+    With a noise `covariance` the coils are whitened; the image keeps the level of the raw coils' root sum of squares.
+    A kernel that spans too many lines is shortened to two. Raises ValueError without signal or with too few
+    consecutive lines.
     """
     run = calibration_run(index, grid.n_ky)
     block = remove_oversampling(lines[:, run], grid.fov_x)
@@ -114,10 +115,12 @@ def calibrate_slice(
         raise ValueError("the calibration lines hold no signal; check coil connection and transmitter")
     whitening = None
     if covariance is not None:
-        whitening = prewhitening_matrix(covariance) * np.sqrt(np.trace(covariance).real / len(covariance))
+        whitening = prewhitening_matrix(covariance)
         block = prewhiten(block, whitening)
     around_centre = _around_centre(block, grid.n_ky // 2 - int(index[run.start]))
     maps = estimate_sensitivities(around_centre, (grid.n_ky, grid.fov_x))
+    if whitening is not None:
+        maps *= root_sum_of_squares(prewhiten(maps, np.linalg.inv(whitening)))  # |P s| back to |s|
     if grid.acceleration == 1:
         return fuse(maps.conj(), 1, grid.n_kx, whitening)
     n_lines = kernel[0] if calibration_lines_needed(grid.acceleration, kernel[0]) < block.shape[1] else 2
@@ -145,7 +148,7 @@ def reconstruct(unmixing: Unmixing, grid: Grid, lines: Array, index: NDArray[np.
     image = unmix(unmixing, lines, index)
     first, last = int(index[0]), int(index[-1])
     if is_partial(grid.n_ky, first, last):
-        image = homodyne(image, first, last)
+        image = fill_partial_fourier(image, first, last)
     image = resize_centred(image, grid.fov_y, 0)
     return resample(resample(image, grid.n_y, 0), grid.n_x, 1)
 
@@ -157,7 +160,7 @@ def noise_map(
     std = noise_std(unmixing, covariance, len(index))
     first, last = int(index[0]), int(index[-1])
     if is_partial(grid.n_ky, first, last):
-        std *= np.sqrt(np.mean(homodyne_filter(grid.n_ky, first, last)[first : last + 1] ** 2))
+        std = std * np.float32(noise_gain(grid.n_ky, first, last))
     std = resize_centred(std, grid.fov_y, 0)
     for axis, n in ((0, grid.n_y), (1, grid.n_x)):
         old = std.shape[axis]

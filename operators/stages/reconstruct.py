@@ -37,7 +37,7 @@ class Settings(OperatorSettings):
     kernel_lines: Literal[2, 4] = Field(4, description="Acquired lines in a GRAPPA kernel.")
     kernel_columns: Literal[3, 5, 7] = Field(5, description="Columns in a GRAPPA kernel.")
     regularisation: float = Field(
-        1e-3, ge=0, le=1, description="Tikhonov weight of the GRAPPA fit, relative to the mean eigenvalue; no unit."
+        1e-3, ge=1e-6, le=1, description="Tikhonov weight of the GRAPPA fit, relative to the mean eigenvalue; no unit."
     )
 
 
