@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The YAML file: what loads, and the exact words for what does not."""
+# ruff: noqa: E501 - each problem on one line, as it is printed
 
 from pathlib import Path
 
@@ -129,9 +130,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file():
 
 def test_impossible_together():
     text = DESIGN + "buffer: {retry_min_s: 5, retry_max_s: 2}\n"
-    assert problems(text) == [
-        "site.yaml:19:39: buffer.retry_max_s: must be at least retry_min_s (5), got 2; raise it"
-    ]
+    assert problems(text) == ["site.yaml:19:39: buffer.retry_max_s: must be at least retry_min_s (5), got 2; raise it"]
 
 
 def test_the_same_port_on_two_addresses_is_no_problem():
@@ -166,7 +165,7 @@ def test_words_that_yaml_1_1_takes_for_booleans_are_text():
 
 
 def test_an_unreadable_file(tmp_path):
-    with pytest.raises(ConfigError, match="missing.yaml: cannot be read: No such file or directory; check the path"):
+    with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read: No such file or directory; check the path"):
         config.load(tmp_path / "missing.yaml")
 
 

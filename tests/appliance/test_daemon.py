@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as a process: starts its children, survives their death, reloads, drains, leaves no orphan."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from appliance.bus import Subscriber
+
+FIRST = "site: {{name: t, data_dir: {data}, run_dir: {run}}}\n"
+RECEIVER = "listen: {{dicom: {{port: {port}, bind: 127.0.0.1}}}}\n"
+DELIVERER = "destinations: {{pacs: {{dicom: {{host: 127.0.0.1, port: 9, ae_title: X}}}}}}\n"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def connect(host, port):
+    """Wait until something listens there."""
+    for _ in range(300):
+        try:
+            socket.create_connection((host, port), 5).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing listens on {host}:{port}")
+
+
+class Daemon:
+    def __init__(self, folder, *parts):
+        self.run_dir = Path(tempfile.mkdtemp(prefix="ns-"))
+        self.values = {"data": folder / "data", "run": self.run_dir, "port": free_port()}
+        self.file = folder / "site.yaml"
+        self.log = folder / "log"
+        self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notified.bind(str(self.run_dir / "notify"))
+        self.notified.settimeout(30)
+        self.write(FIRST, *parts)
+        self.process = self.start()
+        self.bus = Subscriber(self.run_dir, [("daemon", "status")])
+
+    def write(self, *parts):
+        self.file.write_text("".join(parts).format(**self.values))
+
+    def start(self):
+        environment = {**os.environ, "NOTIFY_SOCKET": str(self.run_dir / "notify")}
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "appliance", "run", "--config", str(self.file)]
+            return subprocess.Popen(command, stderr=log, env=environment)
+
+    def told(self, word):
+        """Read what systemd would get, up to a message with `word`."""
+        while True:
+            text = self.notified.recv(4096).decode()
+            if word in text:
+                return text
+
+    def until(self, condition, seconds=60):
+        """Return the first status for which `condition(children, status)` holds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            heard = self.bus.receive(1.0)
+            if heard and condition(heard[2]["children"], heard[2]):
+                return heard[2]
+        raise AssertionError(f"not within {seconds} s; log:\n{self.log.read_text()}")
+
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(40)
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    started = []
+
+    def start(*parts):
+        started.append(Daemon(tmp_path, *parts))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        one.notified.close()
+        one.bus.close()
+
+
+def running(*names):
+    return lambda children, _: all(children.get(name, {}).get("state") == "running" for name in names)
+
+
+def test_a_killed_child_comes_back_and_the_others_stay(daemon):
+    site = daemon(RECEIVER, DELIVERER)
+    assert "WATCHDOG=1" in site.told("READY=1")
+    before = site.until(running("receiver", "deliverer"))["children"]
+    os.kill(before["receiver"]["pid"], signal.SIGKILL)
+    after = site.until(lambda children, _: children["receiver"]["restarts"] == 1 and running("receiver")(children, _))
+    assert after["children"]["receiver"]["pid"] != before["receiver"]["pid"]
+    assert after["children"]["deliverer"]["pid"] == before["deliverer"]["pid"]
+    assert after["alarms"]["receiver"] == "ended by signal 9; restarted 1 times; see its lines in the log"
+    connect("127.0.0.1", site.values["port"])
+    assert site.stop() == 0
+    assert site.told("STOPPING=1")
+    assert not psutil.pid_exists(after["children"]["receiver"]["pid"])
+
+
+def test_a_frozen_child_is_killed_and_comes_back(daemon):
+    site = daemon(RECEIVER)
+    pid = site.until(running("receiver"))["children"]["receiver"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    after = site.until(lambda children, _: children["receiver"]["restarts"] == 1)
+    assert after["children"]["receiver"]["last_end"] == "killed: no heartbeat for 10 s"
+
+
+def test_no_child_outlives_a_killed_daemon(daemon):
+    site = daemon(RECEIVER, DELIVERER)
+    children = site.until(running("receiver", "deliverer"))["children"]
+    site.process.kill()
+    site.process.wait()
+    for child in children.values():
+        for _ in range(100):
+            if not psutil.pid_exists(child["pid"]) or psutil.Process(child["pid"]).status() == psutil.STATUS_ZOMBIE:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"process {child['pid']} is an orphan")
+
+
+def test_reload_restarts_only_what_changed_and_refuses_a_wrong_file(daemon):
+    site = daemon(RECEIVER, DELIVERER)
+    first = site.until(running("receiver", "deliverer"))["children"]
+
+    site.write(FIRST, RECEIVER, DELIVERER, "colour: red\n")
+    site.process.send_signal(signal.SIGHUP)
+    status = site.until(lambda _, status: "reload" in status["alarms"])
+    assert "site.yaml:4:1: colour: unknown key 'colour'" in status["alarms"]["reload"]
+    assert "the old settings stay in force" in status["alarms"]["reload"]
+    assert status["children"]["receiver"]["pid"] == first["receiver"]["pid"]
+
+    site.write(FIRST, RECEIVER.replace("127.0.0.1", "127.0.0.2"), DELIVERER)
+    site.process.send_signal(signal.SIGHUP)
+    status = site.until(
+        lambda children, _: (
+            children["receiver"]["pid"] not in (None, first["receiver"]["pid"])
+            and children["receiver"]["state"] == "running"
+        )
+    )
+    assert "reload" not in status["alarms"]
+    assert status["children"]["receiver"]["restarts"] == 0, "it was asked to"
+    assert status["children"]["deliverer"]["pid"] == first["deliverer"]["pid"]
+    connect("127.0.0.2", site.values["port"])
+
+    site.write(FIRST, DELIVERER)
+    site.process.send_signal(signal.SIGHUP)
+    status = site.until(lambda children, _: "receiver" not in children)
+    assert status["children"]["deliverer"]["pid"] == first["deliverer"]["pid"]
+
+
+def test_a_second_daemon_on_the_same_data_is_refused(daemon):
+    site = daemon()
+    site.told("READY=1")
+    second = subprocess.run(
+        [sys.executable, "-m", "appliance", "run", "--config", str(site.file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert second.stderr.strip().splitlines()[-1] == (
+        f"daemon: {str(site.values['data'])!r} is in use by another nearscan (process {site.process.pid}); "
+        "stop it first, or set another site.data_dir"
+    )
