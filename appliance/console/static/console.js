@@ -12,7 +12,7 @@ const picture = byId("picture");
 let newest = null; // {header, pixels}
 let showBefore = false;
 let ended = "";
-const findings = new Map(); // message -> {kind, until}
+const findings = new Map(); // kind and coil -> {message, severity, until}
 let remarked = "";
 
 function draw() {
@@ -49,10 +49,13 @@ function fit(header) {
 // Marks belong to the image that is seen. Findings may be of one image among thirty a second: they stay a while.
 function showRemarks(header) {
   const now = performance.now();
-  for (const found of header.findings) findings.set(found.message, { kind: found.severity, until: now + FINDING_STAYS_MS });
-  for (const [message, found] of findings) if (found.until < now) findings.delete(message);
+  for (const found of header.findings) {
+    const { message, severity } = found;
+    findings.set(`${found.kind} ${found.where.coil}`, { message, severity, until: now + FINDING_STAYS_MS });
+  }
+  for (const [key, found] of findings) if (found.until < now) findings.delete(key);
   const marks = header.marks.map((mark) => [`UNPROCESSED by ${mark.stage}: ${mark.reason}`, "warning"]);
-  const remarks = [...marks, ...[...findings].map(([message, found]) => [message, found.kind])];
+  const remarks = [...marks, ...[...findings.values()].map((found) => [found.message, found.severity])];
   const text = remarks.join();
   if (text !== remarked) byId("marks").replaceChildren(...remarks.map(([words, kind]) => element("li", words, kind)));
   remarked = text;

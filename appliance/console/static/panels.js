@@ -37,7 +37,7 @@ export function showFindings(found) {
 }
 
 function showLatency(status) {
-  const ms = (value) => element("td", value === undefined ? "–" : `${value.toFixed(1)} ms`);
+  const ms = (value) => element("td", value === undefined ? "–" : value.toFixed(1));
   const line = ([name, own]) => {
     const times = own.latency_ms || {};
     return [element("td", name), ms(times.p50), ms(times.p95), ms(times.p99), ms(times.max)];

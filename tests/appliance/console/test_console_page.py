@@ -110,7 +110,7 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
         SPIKE,
         "coil 5 lost its signal: check its plug",
         "in 40 images",
-        "to openigtlink\t8.4 ms\t10.2 ms\t12.9 ms\t15.4 ms",
+        "to openigtlink\t8.4\t10.2\t12.9\t15.4",
         "deliverer, pacs: pacs does not answer since 12 s; check its network",
         "5 produced",
         "pacs\t1\t0\t3\t0\t0\t1",
@@ -118,6 +118,7 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
     ):
         assert said in text, text
     assert page.ask("document.querySelector('#outbox .attention').textContent") == "1"  # the quarantined one
+    assert page.ask("document.querySelector('footer').getBoundingClientRect().bottom <= innerHeight")  # always seen
     assert page.ask("getComputedStyle(document.getElementById('banner')).display") == "none"
     middle = "[...document.getElementById('image').getContext('2d').getImageData(128, 128, 1, 1).data]"
     assert page.ask(middle) == [170, 170, 170, 255]
