@@ -57,9 +57,6 @@ class ObjectFolder:
         self._folder = folder
         self._spread = spread
         (folder / "temp").mkdir(parents=True, exist_ok=True, mode=0o750)
-        if spread:
-            for prefix in range(256):
-                (folder / f"{prefix:02x}").mkdir(exist_ok=True, mode=0o750)
         fsync_folder(folder)
         fsync_folder(folder.parent)
 
@@ -79,11 +76,17 @@ class ObjectFolder:
         temp = self._folder / "temp" / f"{os.getpid()}-{next(_counter)}"
         try:
             _write_synced(temp, data)
+            self._make_folder(self.path(digest).parent)
             os.replace(temp, self.path(digest))
         except OSError:
             temp.unlink(missing_ok=True)
             raise
         return digest
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.exists():
+            folder.mkdir(exist_ok=True, mode=0o750)
+            fsync_folder(self._folder)
 
     def read(self, digest: str) -> bytes:
         """Give the object back. Raises ObjectError when it is gone or altered."""
