@@ -37,11 +37,13 @@ _SKIPPED = {
     Flag.PHASE_STABILISATION.mask: "phase stabilisation",
 }
 _SKIPPING = sum(_SKIPPED)
-_KIND = _SKIPPING | Flag.NOISE.mask | Flag.REVERSE.mask
-_CALIBRATING = Flag.PARALLEL_CALIBRATION.mask | Flag.PARALLEL_CALIBRATION_AND_IMAGING.mask
+_NOISE, _REVERSE, _CALIBRATION = Flag.NOISE.mask, Flag.REVERSE.mask, Flag.PARALLEL_CALIBRATION.mask
+_CALIBRATING = _CALIBRATION | Flag.PARALLEL_CALIBRATION_AND_IMAGING.mask
+_KIND = _SKIPPING | _NOISE | _REVERSE
 _FIRST = Flag.FIRST_IN_SLICE.mask | Flag.FIRST_IN_REPETITION.mask
 _LAST_OF_FRAME = Flag.LAST_IN_SLICE.mask | Flag.LAST_IN_REPETITION.mask
-_LAST = _LAST_OF_FRAME | Flag.LAST_IN_MEASUREMENT.mask
+_LAST_OF_ALL = Flag.LAST_IN_MEASUREMENT.mask
+_LAST = _LAST_OF_FRAME | _LAST_OF_ALL
 
 # Lines with equal values in these columns of the header, seen as u16, can be copied together.
 _READOUT_COLUMNS = ("discard_pre", "discard_post", "center_sample", "encoding_space_ref")
@@ -102,7 +104,7 @@ class Assembler:
         self._max_open_bytes = max_open_bytes
         self._capacity = -(-header.encoding.encoded_matrix[1] // header.encoding.acceleration_y)
         self._separate = header.encoding.calibration == "separate"
-        self._kind = np.uint64(_KIND | (Flag.PARALLEL_CALIBRATION.mask if self._separate else 0))
+        self._kind = np.uint64(_KIND | (_CALIBRATION if self._separate else 0))
         self._open: dict[tuple[Role, Position], _Open] = {}
         self._done: dict[int, Position] = {}  # slice -> its last completed frame
         self._noise: list[NDArray[np.complex64]] = []
@@ -155,12 +157,12 @@ class Assembler:
             self.faults.add(kind, f"lines of {kind} were left out: only space 0 is reconstructed")
         if kind is not None:
             self.skipped[kind] = self.skipped.get(kind, 0) + len(run.heads)
-        elif flags & Flag.NOISE.mask:
+        elif flags & _NOISE:
             self._take_noise(run)
         else:
             yield from self._complete_noise()
             yield from self._take_lines(run, flags)
-        if int(run.flags[-1]) & Flag.LAST_IN_MEASUREMENT.mask:
+        if int(run.flags[-1]) & _LAST_OF_ALL:
             yield from self.finish()
 
     def _take_noise(self, run: _Run) -> None:
@@ -191,7 +193,7 @@ class Assembler:
         if run.partition > 0:
             raise PeerError(f"mrd: line of partition {run.partition} in a 2D scan; 3D encoding is not supported")
         ky = self._ky(run.heads)
-        calibrating = self._separate and bool(flags & Flag.PARALLEL_CALIBRATION.mask)
+        calibrating = self._separate and bool(flags & _CALIBRATION)
         role: Role = "calibration" if calibrating else "imaging"
         position = Position(slice=run.position.slice) if calibrating else run.position
         key = (role, position)
@@ -240,9 +242,9 @@ class Assembler:
             *run.discards,
             run.centre_sample,
             self._header.encoding.encoded_matrix[0],
-            bool(flags & Flag.REVERSE.mask),
+            bool(flags & _REVERSE),
         )
-        only = (run.flags & np.uint64(_CALIBRATING)) == Flag.PARALLEL_CALIBRATION.mask
+        only = (run.flags & np.uint64(_CALIBRATING)) == _CALIBRATION
         frame.lines.add(ky, only, run.data, readout)
         frame.received_ns, frame.acquired_ns = run.received_ns, run.acquired_ns
 
