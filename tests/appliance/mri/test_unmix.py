@@ -41,6 +41,11 @@ def test_lines_that_are_missing_count_as_zero() -> None:
     np.testing.assert_allclose(unmix(unmixing, lines[:, gap], index[gap]), unmix(unmixing, holed, index), atol=1e-5)
 
 
+def test_another_number_of_coils_is_told() -> None:
+    with pytest.raises(ValueError, match="2 coils, but 3 when calibrated; keep the coil selection"):
+        unmix(fuse(random_weights(3, 24, 16), 2, 16, None), noise_samples((2, 12, 16), 1.0), np.arange(0, 24, 2))
+
+
 @pytest.mark.parametrize("acceleration", [1, 2, 3])
 def test_noise_is_as_foretold(acceleration: int) -> None:
     """Monte Carlo with correlated noise."""
