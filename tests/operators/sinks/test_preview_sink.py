@@ -46,8 +46,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path):
-    bench = Bench(tmp_path)
+def bench(tmp_path, request):
+    bench = Bench(tmp_path, **getattr(request, "param", {}))
     bench.state("idle")  # so the bus is connected
     yield bench
     bench.close()
@@ -126,9 +126,8 @@ def test_the_page_is_told_how_the_scan_ended_again_and_again(bench):
     assert bench.show(frame(1))[0]["state"] == "live"
 
 
-def test_newest_wins_and_findings_between_previews_are_kept(tmp_path):
-    bench = Bench(tmp_path, max_rate_hz=2)
-    bench.state("idle")
+@pytest.mark.parametrize("bench", [{"max_rate_hz": 2}], indirect=True)
+def test_newest_wins_and_findings_between_previews_are_kept(bench):
     bench.sink.begin(scan())
     for sequence in range(40):
         findings = [Finding("coil_drop", f"coil 3 lost at {sequence}", where={"coil": 3})] if sequence >= 10 else []
@@ -138,10 +137,10 @@ def test_newest_wins_and_findings_between_previews_are_kept(tmp_path):
         time.sleep(0.001)
     header, _ = bench.wait_for(lambda header: header["sequence"] == 39)
     assert header["findings"][0]["message"] == "coil 3 lost at 39"
+    bench.sink.close()  # its counts are final
     status = bench.sink.status()
     assert status["left_out"] > 20
     assert status["published"] + status["left_out"] == 40
     found = {entry["kind"]: entry for entry in status["recent_findings"]}
     assert (found["coil_drop"]["count"], found["coil_drop"]["message"]) == (30, "coil 3 lost at 39")
     assert (found["spike"]["count"], found["spike"]["sequence"]) == (1, 11)
-    bench.close()
