@@ -21,6 +21,7 @@ from appliance.mrd.header import MrdHeader, parse_header
 from appliance.mrd.images import ImageReader
 
 _REPLY_WAIT_S = 60.0  # after the last image went out, or after End: longest wait for the reply to be closed
+_STOP_WAIT_S = 3.0  # the same once we are stopping: images on their way through the graph still go out
 _LINGER_S = 2.0  # time for the scanner to read our last words before the socket goes
 _SPARE_SAMPLES = 4  # times the encoded columns: discarded samples, and noise lines longer than the others
 _OPEN_FRAMES = 16  # interleaved frames gathered at one time, in units of the largest frame
@@ -260,8 +261,9 @@ class Session:
         """Wait for the sink that answers, where there is one; then see that the scanner gets the rest."""
         if self._reader is not None and self._context.reply_wanted.is_set():
             self._sent_s = time.monotonic()
-            while not self._closed.wait(0.2) and time.monotonic() - self._sent_s < _REPLY_WAIT_S and not self._stopping:
-                pass
+            while not self._closed.wait(0.1):
+                if time.monotonic() - self._sent_s > (_STOP_WAIT_S if self._stopping else _REPLY_WAIT_S):
+                    break
         self._context.replies.pop(self._scan_id, None)
         self.close(status, reason)
         self._drain()

@@ -24,7 +24,7 @@ from appliance.errors import ConfigError
 from appliance.mrd_session import Session, SessionOptions, refuse
 from operators import Emit, OperatorSettings
 
-_JOIN_S = 5.0
+_JOIN_S = 6.0  # more than a stopped session waits for its reply and its scanner
 
 
 class Settings(OperatorSettings):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,22 @@ def test_a_reply_that_nobody_closes_is_closed_in_the_end(monkeypatch: pytest.Mon
     session, scanner = session_of(GOOD, context, lambda message: None)
     assert session.run() == ("complete", "")
     assert answer(scanner) == m.encode_close()
+
+
+def test_images_on_their_way_still_go_out_when_we_stop() -> None:
+    context = Context("p", Path(), Path())
+    context.reply_wanted.set()
+    ended = threading.Event()
+    session, scanner = session_of(GOOD, context, lambda message: ended.set() if isinstance(message, End) else None)
+    thread = threading.Thread(target=session.run)
+    thread.start()
+    assert ended.wait(20)
+    session.stop()
+    time.sleep(0.3)  # the graph is still at work
+    session.send(b"image")
+    session.close("complete", "")
+    thread.join(20)
+    assert answer(scanner) == b"image" + m.encode_close()
 
 
 def test_after_close_nothing_more_is_sent() -> None:
