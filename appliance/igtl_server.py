@@ -110,6 +110,7 @@ class DisplayServer:
         self._last: dict[str, bytes] = {}  # newest of each type but IMAGE, for who comes later
         self._displays: dict[int, _Display] = {}
         self._n_overwritten = self._n_stuck = self._n_refused = 0
+        self._farewell: Packets = {}
         self._closing = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._listener.setblocking(False)
@@ -137,7 +138,7 @@ class DisplayServer:
 
     def close(self, farewell: Packets, timeout_s: float = 2.0) -> None:
         """Say `farewell` to who reads, and hang up."""
-        self._last, self._closing = dict(farewell), True
+        self._farewell, self._closing = farewell, True
         self.wake()
         self._thread.join(timeout_s)
 
@@ -164,7 +165,7 @@ class DisplayServer:
             packets, wait_s = self._idle()
             self._post(packets)
             self._drop_stuck(time.monotonic())
-        self._post(self._last)
+        self._post(self._farewell)
         self._hang_up()
 
     def _serve(self, key: selectors.SelectorKey, events: int) -> None:
