@@ -2,7 +2,8 @@
 """What must not be lost: instances, what is owed to whom, and work that waits.
 
 Rule: durable on return or StorageError; every transaction is short, because several processes share the file.
-`now` is UTC in seconds and always given. A larger priority goes first, then the older row.
+`now` is UTC in seconds and always given; a row from the future means that the clock was set back, and is due.
+A larger priority goes first, then the older row.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Buffer:
     def __init__(self, data_dir: Path, reserve_bytes: int = 0) -> None:
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-            self._objects = ObjectFolder(data_dir / "objects", spread=True)
-            self._spool = ObjectFolder(data_dir / "spool", spread=False)
+            self._objects = ObjectFolder(data_dir / "objects")
+            self._spool = ObjectFolder(data_dir / "spool")
         except OSError as error:
             raise StorageError(f"buffer: cannot use {data_dir}: {error.strerror}; check site.data_dir") from error
         self._conn = open_database(data_dir / "nearscan.sqlite")
@@ -114,8 +115,9 @@ class Buffer:
         with self._transaction() as conn:
             row = conn.execute(
                 "SELECT id, kind, meta, digest, priority, attempts, created_s FROM jobs"
-                " WHERE state = 'queued' AND kind = ? AND next_try_s <= ? ORDER BY priority DESC, id LIMIT 1",
-                (kind, now),
+                " WHERE state = 'queued' AND kind = ?"
+                " AND (next_try_s <= ? OR created_s > ?) ORDER BY priority DESC, id LIMIT 1",
+                (kind, now, now),
             ).fetchone()
             if row is None:
                 return None
@@ -230,9 +232,10 @@ class Buffer:
             rows = conn.execute(
                 "SELECT d.id, i.id, d.destination, d.priority, d.attempts, i.sop_class_uid, i.sop_instance_uid,"
                 " i.transfer_syntax_uid, i.digest, i.n_bytes FROM deliveries d JOIN instances i ON i.id = d.instance_id"
-                " WHERE d.destination = ? AND d.state = 'queued' AND d.next_try_s <= ?"
+                " WHERE d.destination = ? AND d.state = 'queued'"
+                " AND (d.next_try_s <= ? OR d.changed_s > ?)"
                 " ORDER BY d.priority DESC, d.id LIMIT ?",
-                (destination, now, limit),
+                (destination, now, now, limit),
             ).fetchall()
             conn.executemany(
                 "UPDATE deliveries SET state = 'sending', changed_s = ? WHERE id = ?", [(now, row[0]) for row in rows]
@@ -285,7 +288,8 @@ class Buffer:
             conn.execute("UPDATE deliveries SET state = 'queued', changed_s = ? WHERE state = 'sending'", (now,))
             conn.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
             waiting = [row[0] for row in conn.execute("SELECT digest FROM jobs")]
-            self._objects.sweep(now - _ABANDONED_S)
+            self._objects.sweep_temp(now - _ABANDONED_S)
+            self._spool.sweep_temp(now - _ABANDONED_S)
             self._spool.sweep(now - _ABANDONED_S, keep=waiting)
 
     def purge(self, now: float, keep_delivered_s: float) -> int:

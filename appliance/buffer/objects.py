@@ -8,15 +8,14 @@ ever becomes a path, and reading proves that the bytes are those that were kept.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
+import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import StorageError
-
-_counter = itertools.count()
 
 Payload = bytes | bytearray | memoryview
 
@@ -50,43 +49,43 @@ def _write_synced(path: Path, data: Payload) -> None:
         os.close(fd)
 
 
-class ObjectFolder:
-    """One folder of object files, spread over 256 folders where `spread` (many files that stay long)."""
+def _delete_older(folder: Path, before_s: float, keep: set[str]) -> None:
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # its writer has just renamed or deleted it
+            if path.name not in keep and path.stat().st_mtime < before_s:
+                path.unlink()
 
-    def __init__(self, folder: Path, *, spread: bool) -> None:
+
+class ObjectFolder:
+    """One folder of object files. Flat: what is written together then costs one fsync of one folder."""
+
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spread = spread
         (folder / "temp").mkdir(parents=True, exist_ok=True, mode=0o750)
         fsync_folder(folder)
         fsync_folder(folder.parent)
 
     def path(self, digest: str) -> Path:
         """Where the object named `digest` lies."""
-        return self._folder / digest[:2] / digest if self._spread else self._folder / digest
+        return self._folder / digest
 
     def write(self, objects: Iterable[Payload]) -> list[str]:
         """Keep each of `objects`; durable on return. Gives their names. Raises OSError."""
         digests = [self._place(data) for data in objects]
-        for folder in {self.path(digest).parent for digest in digests}:
-            fsync_folder(folder)
+        if digests:
+            fsync_folder(self._folder)
         return digests
 
     def _place(self, data: Payload) -> str:
         digest = digest_of(data)
-        temp = self._folder / "temp" / f"{os.getpid()}-{next(_counter)}"
+        temp = self._folder / "temp" / secrets.token_hex(16)
         try:
             _write_synced(temp, data)
-            self._make_folder(self.path(digest).parent)
             os.replace(temp, self.path(digest))
         except OSError:
             temp.unlink(missing_ok=True)
             raise
         return digest
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.exists():
-            folder.mkdir(exist_ok=True, mode=0o750)
-            fsync_folder(self._folder)
 
     def read(self, digest: str) -> bytes:
         """Give the object back. Raises ObjectError when it is gone or altered."""
@@ -108,16 +107,13 @@ class ObjectFolder:
         """Remove the object; none is no error."""
         self.path(digest).unlink(missing_ok=True)
 
-    def sweep(self, before_s: float, keep: Iterable[str] | None = None) -> int:
-        """Remove what a killed writer left before `before_s` (UTC): temp files and, when `keep` is given, objects
-        that are not in it (a folder that is not spread only). Gives how many."""
-        stale = [path for path in (self._folder / "temp").iterdir() if path.stat().st_mtime < before_s]
-        if keep is not None:
-            kept = {*keep, "temp"}
-            stale += [p for p in self._folder.iterdir() if p.name not in kept and p.stat().st_mtime < before_s]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+    def sweep_temp(self, before_s: float) -> None:
+        """Remove the temp files that a writer left that was killed before `before_s` (UTC)."""
+        _delete_older(self._folder / "temp", before_s, keep=set())
+
+    def sweep(self, before_s: float, keep: Iterable[str]) -> None:
+        """Remove the objects from before `before_s` (UTC) that are not in `keep`."""
+        _delete_older(self._folder, before_s, keep={*keep, "temp"})
 
     def free_bytes(self) -> int:
         """Space that is left for us on this file system."""

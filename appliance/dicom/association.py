@@ -22,7 +22,6 @@ _BUFFERS_AT_ONCE = 64  # of sendmsg; IOV_MAX is 1024
 _SLOWEST_BYTES_PER_S = 50_000  # a peer that reads slower than this is taken for dead
 _LONGEST_COMMAND = 65536
 _RELEASE_S = 2.0
-MAX_CONTEXTS = 128  # ids are odd and one byte
 ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
-from appliance.dicom.association import ECHO_CONTEXT, MAX_CONTEXTS, Association
+from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.status import is_out_of_resources
@@ -28,7 +28,7 @@ from appliance.errors import DeliveryError, StorageError
 from appliance.settings import Buffer as BufferSettings
 from appliance.settings import DicomDestination, Settings
 
-_BATCH = 32
+_BATCH = 32  # instances; an association takes 128 presentation contexts
 _POLL_S = 0.2
 _IDLE_RELEASE_S = 5.0  # an association with nothing to send is released after this long
 _PURGE_EVERY_S = 60.0
@@ -72,12 +72,13 @@ class Destination:
         """Probe or send one batch. False: nothing to do now."""
         if self._unsettled:
             self._settle([], now)
-        if now < self._closed_until:
+        if 0 < self._closed_until - now <= self._waits.retry_max_s:  # more: the clock was set back
             return False
         if self._failures and not self._probe(now):
             return False
         batch = self._buffer.claim(self._name, now, _BATCH)
         if not batch:
+            self._reachable()  # as far as we know
             if self._assoc and now - self._used > _IDLE_RELEASE_S:
                 self._hang_up()
             return False
@@ -126,7 +127,7 @@ class Destination:
         if self._assoc and not self._assoc.covers(contexts):
             self._hang_up()
         if self._assoc is None:
-            self._assoc = Association(self._name, self._peer, sorted(contexts)[:MAX_CONTEXTS])
+            self._assoc = Association(self._name, self._peer, sorted(contexts))
         return self._assoc
 
     def _send(self, batch: list[Delivery], now: float) -> None:

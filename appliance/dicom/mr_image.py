@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element, write_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage
 
 import appliance
@@ -19,7 +22,7 @@ from appliance.buffer import NewInstance
 from appliance.dicom import values
 from appliance.dicom.spool import DENOISED, RECONSTRUCTED, Spooled
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid, uid_for
-from appliance.frames import Affine, Applied, Encoding
+from appliance.frames import Affine, Applied, Encoding, Identity
 from appliance.imaging.quantise import to_uint16
 
 RESEARCH_USE = "For research use only. Not for diagnosis."
@@ -44,33 +47,55 @@ def _local(time_ns: int) -> datetime:
     return datetime.fromtimestamp(time_ns // 1000 / 1e6).astimezone()
 
 
-class _Names:
-    """The UIDs of one spooled image. A series is one scan, one kind, one set of steps and models."""
+@dataclass(frozen=True)
+class _Series:
+    """What is the same in every object of a series: one scan, one kind, one set of steps and models."""
 
-    def __init__(self, spooled: Spooled) -> None:
-        scan, self._spooled = spooled.scan, spooled
-        self._scan = (scan.scan_id, scan.started_ns)
-        study, frame_of_reference = scan.identity.study_instance_uid, scan.identity.frame_of_reference_uid
-        self.study = study if is_uid(study) else uid_for("study", *self._scan)
-        self.frame_of_reference = (
-            frame_of_reference if is_uid(frame_of_reference) else uid_for("frame of reference", *self._scan)
-        )
+    scan_id: str
+    started_ns: int
+    identity: Identity = field(repr=False)
+    encoding: Encoding | None
+    kind: str
+    steps: tuple[Applied, ...]
 
-    def series(self, kind: str) -> str:
-        steps = [list(asdict(step).values()) for step in steps_of(self._spooled, kind)]
-        return uid_for("series", *self._scan, kind, steps)
+    @property
+    def study_uid(self) -> str:
+        given = self.identity.study_instance_uid
+        return given if is_uid(given) else uid_for("study", self.scan_id, self.started_ns)
 
-    def instance(self, kind: str) -> str:
-        return uid_for("instance", self.series(kind), self._spooled.frame.sequence)
+    @property
+    def frame_of_reference_uid(self) -> str:
+        given = self.identity.frame_of_reference_uid
+        return given if is_uid(given) else uid_for("frame of reference", self.scan_id, self.started_ns)
+
+    @cached_property
+    def uid(self) -> str:
+        steps = [list(asdict(step).values()) for step in self.steps]
+        return uid_for("series", self.scan_id, self.started_ns, self.kind, steps)
+
+    def instance_uid(self, sequence: int) -> str:
+        return uid_for("instance", self.uid, sequence)
 
 
-def _patient_and_study(ds: Dataset, spooled: Spooled, names: _Names) -> None:
-    identity, started = spooled.scan.identity, _local(spooled.scan.started_ns)
+@lru_cache(maxsize=16)
+def _series_of(
+    scan_id: str, started_ns: int, identity: Identity, encoding: Encoding | None, kind: str, steps: tuple[Applied, ...]
+) -> _Series:
+    return _Series(scan_id, started_ns, identity, encoding, kind, steps)
+
+
+def _series(spooled: Spooled, kind: str) -> _Series:
+    scan = spooled.scan
+    return _series_of(scan.scan_id, scan.started_ns, scan.identity, scan.encoding, kind, steps_of(spooled, kind))
+
+
+def _patient_and_study(ds: Dataset, series: _Series) -> None:
+    identity, started = series.identity, _local(series.started_ns)
     ds.PatientName = values.person_name(identity.patient_name)
     ds.PatientID = values.text(identity.patient_id)
     ds.PatientBirthDate = values.date(identity.birth_date)
     ds.PatientSex = values.sex(identity.sex)
-    ds.StudyInstanceUID = names.study
+    ds.StudyInstanceUID = series.study_uid
     ds.StudyDate = values.date(identity.study_date) or started.strftime("%Y%m%d")
     ds.StudyTime = values.time(identity.study_time) or started.strftime("%H%M%S")
     ds.ReferringPhysicianName = values.person_name(identity.referring_physician)
@@ -80,20 +105,20 @@ def _patient_and_study(ds: Dataset, spooled: Spooled, names: _Names) -> None:
         ds.StudyDescription = values.text(identity.study_description)
 
 
-def _series(ds: Dataset, spooled: Spooled, names: _Names, kind: str) -> None:
-    encoding, started = spooled.scan.encoding, _local(spooled.scan.started_ns)
+def _general_series(ds: Dataset, series: _Series) -> None:
+    encoding, started = series.encoding, _local(series.started_ns)
     number = encoding.series_number if encoding and encoding.series_number else 0
     protocol = values.text(encoding.protocol_name) if encoding else ""
     ds.Modality = "MR"
-    ds.SeriesInstanceUID = names.series(kind)
-    ds.SeriesNumber = number * 100 + _SERIES_STEP[kind]
+    ds.SeriesInstanceUID = series.uid
+    ds.SeriesNumber = number * 100 + _SERIES_STEP[series.kind]
     ds.SeriesDate, ds.SeriesTime = started.strftime("%Y%m%d"), started.strftime("%H%M%S")
-    ds.SeriesDescription = values.text(f"{protocol[:35]} {kind} (research)")
+    ds.SeriesDescription = values.text(f"{protocol[:35]} {series.kind} (research)")
     if protocol:
         ds.ProtocolName = protocol
     ds.PatientPosition = values.patient_position(encoding.patient_position) if encoding else ""
     ds.Laterality = ""  # type 2C: the body part may be paired, nobody tells us
-    ds.FrameOfReferenceUID = names.frame_of_reference
+    ds.FrameOfReferenceUID = series.frame_of_reference_uid
     ds.PositionReferenceIndicator = ""
 
 
@@ -166,14 +191,11 @@ def _plane(ds: Dataset, affine: Affine) -> None:
     ds.SliceThickness = values.decimal(thickness or None)
 
 
-def _acquisition(ds: Dataset, spooled: Spooled) -> None:
-    encoding, position = spooled.scan.encoding, spooled.frame.position
+def _acquisition(ds: Dataset, encoding: Encoding | None) -> None:
     ds.ScanningSequence, ds.SequenceVariant = "RM", "NONE"  # research mode: the raw data stream does not say
     ds.ScanOptions, ds.MRAcquisitionType, ds.EchoTrainLength = "", "2D", ""
     ds.RepetitionTime = values.decimal(encoding.tr_ms if encoding else None)
     ds.EchoTime = values.decimal(encoding.te_ms if encoding else None)
-    ds.AcquisitionNumber = position.repetition + 1
-    ds.TemporalPositionIdentifier = position.repetition + 1
     if encoding is None:
         return
     if encoding.flip_deg is not None:
@@ -199,97 +221,117 @@ def _comments(spooled: Spooled, n_clipped: int) -> str:
     return values.paragraphs([*lines, RESEARCH_USE], 10240)
 
 
-def _image(ds: Dataset, spooled: Spooled, image: NDArray[Any]) -> None:
-    acquired = _local(spooled.frame.acquired_ns)
-    stored, n_clipped = to_uint16(image, spooled.scale)
-    ds.InstanceNumber = spooled.frame.sequence + 1
-    ds.AcquisitionDate = ds.ContentDate = acquired.strftime("%Y%m%d")
-    ds.AcquisitionTime = ds.ContentTime = acquired.strftime("%H%M%S.%f")
-    ds.AcquisitionDateTime = acquired.strftime("%Y%m%d%H%M%S.%f%z")
-    ds.ImageComments = _comments(spooled, n_clipped)
+def _kind_of_image(ds: Dataset, series: _Series) -> None:
+    ds.ImageType = ["ORIGINAL" if series.kind == RECONSTRUCTED else "DERIVED", "PRIMARY", "OTHER"]
     ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = stored.shape
     ds.BitsAllocated = ds.BitsStored = 16
     ds.HighBit, ds.PixelRepresentation = 15, 0
+    if series.kind == DENOISED:
+        steps = [f"{step.operator} {step.version} {step.model}".strip() for step in series.steps]
+        ds.DerivationDescription = values.paragraphs([f"{RESEARCH_USE} Processed by: {'; '.join(steps)}"], 1024)
+
+
+@lru_cache(maxsize=16)
+def _same_elements(series: _Series) -> dict[int, bytes]:
+    """Encode what every object of `series` holds; most of the work, done once."""
+    ds = Dataset()
+    ds.SpecificCharacterSet, ds.SOPClassUID = "ISO_IR 192", MRImageStorage
+    _patient_and_study(ds, series)
+    _general_series(ds, series)
+    _equipment(ds, series.encoding)
+    _acquisition(ds, series.encoding)
+    _kind_of_image(ds, series)
+    ds.ContributingEquipmentSequence = _contributions(series.steps)
+    return _encoded(ds)
+
+
+def _image(ds: Dataset, spooled: Spooled, image: NDArray[Any]) -> None:
+    stored, n_clipped = to_uint16(image, spooled.scale)
+    ds.ImageComments = _comments(spooled, n_clipped)
+    ds.Rows, ds.Columns = stored.shape
     black, white = (value * spooled.scale for value in spooled.window)
     ds.WindowCenter = values.decimal((black + white) / 2)
     ds.WindowWidth = values.decimal(max(white - black, 1.0))  # at least 1: PS3.3 C.11.2.1.2
-    ds.PixelData = stored.astype("<u2", copy=False).tobytes()
+    pixels = stored.astype("<u2", copy=False).tobytes()
+    ds.add_new("PixelData", "OW", pixels)
 
 
-def _reference(names: _Names) -> Dataset:
+def _instance_and_times(ds: Dataset, spooled: Spooled, series: _Series) -> None:
+    frame, acquired, created = spooled.frame, _local(spooled.frame.acquired_ns), _local(spooled.spooled_ns)
+    ds.SOPInstanceUID = series.instance_uid(frame.sequence)
+    ds.InstanceCreationDate, ds.InstanceCreationTime = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
+    ds.InstanceNumber = frame.sequence + 1
+    ds.AcquisitionNumber = ds.TemporalPositionIdentifier = frame.position.repetition + 1
+    ds.AcquisitionDate = ds.ContentDate = acquired.strftime("%Y%m%d")
+    ds.AcquisitionTime = ds.ContentTime = acquired.strftime("%H%M%S.%f")
+    ds.AcquisitionDateTime = acquired.strftime("%Y%m%d%H%M%S.%f%z")
+
+
+def _reference(uid: str) -> Dataset:
     ds = Dataset()
-    ds.ReferencedSOPClassUID, ds.ReferencedSOPInstanceUID = MRImageStorage, names.instance(RECONSTRUCTED)
+    ds.ReferencedSOPClassUID, ds.ReferencedSOPInstanceUID = MRImageStorage, uid
     return ds
 
 
-def _derived_from(ds: Dataset, names: _Names) -> None:
-    source, series = _reference(names), Dataset()
-    source.PurposeOfReferenceCodeSequence = [_code("121322", "DCM", "Source image for image processing operation")]
-    ds.SourceImageSequence = [source]
-    series.SeriesInstanceUID = names.series(RECONSTRUCTED)
-    series.ReferencedInstanceSequence = [_reference(names)]
+def _derived_from(ds: Dataset, source: _Series, sequence: int) -> None:
+    uid = source.instance_uid(sequence)
+    image, series = _reference(uid), Dataset()
+    image.PurposeOfReferenceCodeSequence = [_code("121322", "DCM", "Source image for image processing operation")]
+    ds.SourceImageSequence = [image]
+    series.SeriesInstanceUID = source.uid
+    series.ReferencedInstanceSequence = [_reference(uid)]
     ds.ReferencedSeriesSequence = [series]
 
 
-def _kind_of_image(ds: Dataset, spooled: Spooled, names: _Names, kind: str) -> None:
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
-    if kind == RECONSTRUCTED:
-        return
-    ds.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
-    steps = [f"{step.operator} {step.version} {step.model}".strip() for step in steps_of(spooled, kind)]
-    ds.DerivationDescription = values.paragraphs([f"{RESEARCH_USE} Processed by: {'; '.join(steps)}"], 1024)
-    if RECONSTRUCTED in spooled.images:
-        _derived_from(ds, names)
+def _encoded(ds: Dataset) -> dict[int, bytes]:
+    """Encode each top-level element by itself."""
+    elements = {}
+    for element in ds:
+        file = DicomBytesIO()
+        file.is_little_endian, file.is_implicit_VR = True, True
+        write_data_element(file, element, ["utf8"])
+        elements[int(element.tag)] = file.getvalue()
+    return elements
 
 
-def dataset(spooled: Spooled, kind: str) -> Dataset:
-    """Build the object of one series `kind`. Raises ValueError when these pixels have no valid one."""
-    names, ds = _Names(spooled), Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, names.instance(kind)
-    ds.InstanceCreationDate = _local(spooled.spooled_ns).strftime("%Y%m%d")
-    ds.InstanceCreationTime = _local(spooled.spooled_ns).strftime("%H%M%S")
-    _patient_and_study(ds, spooled, names)
-    _series(ds, spooled, names, kind)
-    _equipment(ds, spooled.scan.encoding)
-    _acquisition(ds, spooled)
-    _plane(ds, spooled.frame.affine)
-    _image(ds, spooled, spooled.images[kind])
-    _kind_of_image(ds, spooled, names, kind)
-    ds.ContributingEquipmentSequence = _contributions(steps_of(spooled, kind))
-    return ds
-
-
-def part10(ds: Dataset) -> bytes:
-    """Give the file. Implicit VR: the one transfer syntax that every peer must take (PS3.5 10.1)."""
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    file = BytesIO()
-    dcmwrite(file, ds, enforce_file_format=True)
-    return file.getvalue()
+def _file(sop_instance_uid: str, elements: dict[int, bytes]) -> bytes:
+    """Give the Part 10 file. Implicit VR: the one transfer syntax that every peer must take (PS3.5 10.1)."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, sop_instance_uid
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    head = BytesIO()
+    write_file_meta_info(head, meta)
+    return b"".join([bytes(128), b"DICM", head.getvalue(), *(elements[tag] for tag in sorted(elements))])
 
 
 def instances(spooled: Spooled, priority: int) -> list[NewInstance]:
-    """Build what one spooled image becomes in PACS."""
+    """Build what one spooled image becomes in PACS. Raises ValueError when it has no valid object."""
     return [_instance(spooled, kind, priority) for kind in spooled.images]
 
 
 def _instance(spooled: Spooled, kind: str, priority: int) -> NewInstance:
-    ds = dataset(spooled, kind)
-    steps = [asdict(step) for step in steps_of(spooled, kind)]
+    series, ds = _series(spooled, kind), Dataset()
+    _instance_and_times(ds, spooled, series)
+    _plane(ds, spooled.frame.affine)
+    _image(ds, spooled, spooled.images[kind])
+    if kind == DENOISED and RECONSTRUCTED in spooled.images:
+        _derived_from(ds, _series(spooled, RECONSTRUCTED), spooled.frame.sequence)
+    uid = str(ds.SOPInstanceUID)
     return NewInstance(
-        part10(ds),
-        str(ds.SOPClassUID),
-        str(ds.SOPInstanceUID),
+        _file(uid, {**_same_elements(series), **_encoded(ds)}),
+        str(MRImageStorage),
+        uid,
         str(ImplicitVRLittleEndian),
         destinations=spooled.destinations,
         priority=priority,
         scan_id=spooled.scan.scan_id,
-        lineage={"kind": kind, "sequence": spooled.frame.sequence, "scale": spooled.scale, "steps": steps},
+        lineage={
+            "kind": kind,
+            "sequence": spooled.frame.sequence,
+            "scale": spooled.scale,
+            "steps": [vars(step) for step in series.steps],
+        },
     )

@@ -63,6 +63,7 @@ def _on_store(event: evt.Event, keep: Keep) -> int:
 
 def serve(bind: str, port: int, ae_title: str, keep: Keep) -> Server:
     """Listen in threads of this process; port 0 takes a free one (`.server_address[1]`), `.shutdown()` ends it."""
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING)  # it writes a line for each instance
     _config.UNRESTRICTED_STORAGE_SERVICE = True  # or one unknown SOP class aborts the whole association
     ae = AE(ae_title=ae_title)
     ae.maximum_associations = _MAX_ASSOCIATIONS

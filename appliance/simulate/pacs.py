@@ -13,7 +13,7 @@ from appliance.dicom.storage_scp import Received, Server, serve
 
 def serve_pacs(folder: Path, port: int, ae_title: str, bind: str = "127.0.0.1") -> Server:
     """Listen in threads of this process; port 0 takes a free one (`.server_address[1]`), `.shutdown()` ends it."""
-    objects = ObjectFolder(folder / "objects", spread=False)
+    objects = ObjectFolder(folder / "objects")
 
     def keep(received: Received) -> int:
         objects.write([received.data])

@@ -2,6 +2,8 @@
 """The buffer's contract: durable, idempotent, nothing owed is ever evicted, time is a parameter."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,15 @@ def test_a_job_waits_for_its_next_try_and_keeps_its_count(buffer):
     buffer.retry_job(buffer.next_job("build", 10), 15, "disk")
     assert buffer.next_job("build", 14.9) is None
     assert buffer.next_job("build", 15).attempts == 1
+
+
+def test_a_clock_that_was_set_back_delays_nothing(buffer):
+    buffer.put_jobs([NewJob("build", {}, b"raw")], 5000)
+    assert buffer.next_job("build", 1400) is not None
+    buffer.put_instance(instance(), 5000)
+    (delivery,) = buffer.claim("pacs", 1400)
+    buffer.retry_later(delivery, 5060, "time-out", 5000)
+    assert len(buffer.claim("pacs", 1400)) == 1
 
 
 def test_a_quarantined_job_keeps_its_bytes(buffer, tmp_path):
@@ -131,6 +142,32 @@ def test_opening_does_not_take_back_what_another_process_is_sending(tmp_path):
     assert console.claim("pacs", 2) == []
     deliverer.close()
     console.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from appliance.buffer import Buffer, NewJob
+buffer = Buffer(Path(sys.argv[1]))
+for n in range(60):
+    buffer.put_jobs([NewJob("build", {"n": n}, b"%d" % n)], 1)
+"""
+
+
+def test_one_process_writes_while_another_takes(buffer, tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])
+    taken = []
+    while len(taken) < 60:
+        job = buffer.next_job("build", 2)
+        if job is None:
+            assert writer.poll() in (None, 0)
+            continue
+        assert buffer.read_job(job) == b"%d" % job.meta["n"]
+        buffer.finish_job(job, [instance(f"1.{job.meta['n']}", b"%d" % job.meta["n"])], 2)
+        taken.append(job.meta["n"])
+    assert writer.wait(30) == 0
+    assert taken == list(range(60))
+    assert buffer.counts()["produced"] == 60
 
 
 def test_a_running_job_is_queued_again_by_recover(tmp_path):
@@ -212,7 +249,7 @@ def test_received_instances_that_nobody_is_owed_stay(buffer, tmp_path):
 def test_altered_or_missing_bytes_are_noticed(buffer, tmp_path):
     buffer.put_instance(instance(), 1)
     (delivery,) = buffer.claim("pacs", 1)
-    path = tmp_path / "objects" / delivery.digest[:2] / delivery.digest
+    path = tmp_path / "objects" / delivery.digest
     path.write_bytes(b"bytez")
     with pytest.raises(ObjectError, match="was altered on the disk; check the disk"):
         buffer.read_instance(delivery)

@@ -148,7 +148,7 @@ def test_while_it_waits_a_destination_is_probed_and_not_sent_to(buffer, owe, des
 def test_an_object_damaged_on_disk_is_quarantined_and_not_sent(buffer, owe, destination, scp, alarms, tmp_path):
     owe(2)
     digest = buffer._query("SELECT digest FROM instances ORDER BY id")[0][0]
-    path = tmp_path / "data" / "objects" / digest[:2] / digest
+    path = tmp_path / "data" / "objects" / digest
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     port, got = scp()
     destination(port).step(1)

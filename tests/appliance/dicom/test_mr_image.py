@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 
 from appliance.dicom.mr_image import geometry, instances
 from appliance.dicom.spool import pack, unpack
@@ -174,6 +174,13 @@ def test_pixels_beyond_the_scale_are_clipped_and_told(make_spooled):
 
 def test_building_again_gives_the_same_bytes(make_spooled):
     assert [i.data for i in build(make_spooled(2))] == [i.data for i in build(make_spooled(2))]
+
+
+def test_the_encoding_is_pydicoms_own(make_spooled, marked):
+    for instance in (*build(make_spooled(2)), *build(marked)):
+        file = BytesIO()
+        dcmwrite(file, read(instance), enforce_file_format=True)
+        assert file.getvalue() == instance.data
 
 
 def test_uids_differ_by_frame_kind_scan_and_model(make_spooled):
