@@ -112,8 +112,9 @@ class Daemon:
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
 
-    def _on_stop(self, *_: Any) -> None:
-        self._hurry, self._stop = self._stop, True  # a second Ctrl-C does not wait
+    def _on_stop(self, number: int, _: Any) -> None:
+        self._hurry = self._stop and number == signal.SIGINT  # a second Ctrl-C does not wait
+        self._stop = True
 
     def _on_reload(self, *_: Any) -> None:
         self._reload = True

@@ -182,8 +182,8 @@ def _operator_section(kind: Kind, name: str, root: Schema) -> str:
 def _rows(key: str, given: Schema, root: Schema, required: bool) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield (dotted key, (default, help)) of one key and all below it."""
     value = resolve(given, root)
-    default = "required" if required else f"`{json.dumps(given.get('default'))}`" if "properties" not in value else ""
-    yield key, (default, _help(given, root, required=False))
+    default = "required" if required else "" if "properties" in value else f"`{json.dumps(given.get('default'))}`"
+    yield key, ("" if "patternProperties" in value else default, _help(given, root, required=False))
     if "patternProperties" in value:
         yield from list(_rows(f"{key}.NAME", next(iter(value["patternProperties"].values())), root, required=False))[1:]
     for name, inner in value.get("properties", {}).items():
@@ -191,8 +191,12 @@ def _rows(key: str, given: Schema, root: Schema, required: bool) -> Iterator[tup
 
 
 def _table(title: str, rows: dict[str, tuple[str, str]], head: str = "") -> str:
-    lines = [f"### {title}", *([head] if head else []), ""]
+    lines = [f"### {title}", "", *([head, ""] if head else [])]
     if not rows:
         return "\n".join([*lines, "No settings."])
     lines += ["| Key | Default | Meaning |", "|---|---|---|"]
-    return "\n".join(lines + [f"| `{key}` | {default} | {text} |" for key, (default, text) in rows.items()])
+    return "\n".join(lines + [f"| `{key}` | {default} | {_cell(text)} |" for key, (default, text) in rows.items()])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -163,6 +163,8 @@ def test_a_process_that_cannot_be_made_is_tried_again():
 
     child = Supervised(Job("console", "console"), refuse, 0.0)
     child.step(0.0)
-    assert child.alarm(0.0) == "could not be started: Cannot allocate memory; restarted 0 times; see its lines in the log"
+    assert (
+        child.alarm(0.0) == "could not be started: Cannot allocate memory; restarted 0 times; see its lines in the log"
+    )
     child.step(1.0)
     assert child.report(1.0)["next_start_s"] == 2.0
