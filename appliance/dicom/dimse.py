@@ -21,13 +21,12 @@ from pynetdicom.presentation import build_context
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from appliance.errors import PeerError
 
-ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
+ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, ABORT = 0x02, 0x03, 0x04, 0x05, 0x07
 C_STORE_RQ, C_ECHO_RQ, RESPONSE = 0x0001, 0x0030, 0x8000
 LONGEST_PDU = 65536  # what we offer to receive; answers have a few hundred bytes
 VERIFICATION = "1.2.840.10008.1.1"
 
 RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
-RELEASE_RP_PDU = struct.pack(">BxI4x", RELEASE_RP, 4)
 ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
 
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"

@@ -22,6 +22,7 @@ from appliance.buffer import NewInstance
 from appliance.dicom import values
 from appliance.dicom.spool import DENOISED, RECONSTRUCTED, Spooled
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid, uid_for
+from appliance.errors import PeerError
 from appliance.frames import Affine, Applied, Encoding, Identity
 from appliance.imaging.quantise import to_uint16
 
@@ -170,16 +171,16 @@ def _contributions(steps: tuple[Applied, ...]) -> list[Dataset]:
 def geometry(affine: Affine) -> tuple[list[float], list[float], list[float], float]:
     """Give ImagePositionPatient, ImageOrientationPatient, PixelSpacing (rows apart first) and slice thickness in mm.
 
-    `affine` takes voxel (x, y, z, 1) to its centre in LPS mm. Raises ValueError when it is no image plane.
+    `affine` takes voxel (x, y, z, 1) to its centre in LPS mm. Raises PeerError when it is no image plane.
 
     References: PS3.3 C.7.6.2.1.1
     """
     if not np.isfinite(affine).all():
-        raise ValueError("mr_image: the affine is not finite; the source gave no geometry")
+        raise PeerError("mr_image: the affine is not finite; the source gave no geometry")
     x, y, z = affine[:3, 0], affine[:3, 1], affine[:3, 2]
     dx, dy = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if dx <= 0 or dy <= 0 or abs(x @ y) > _NOT_ORTHOGONAL * dx * dy:
-        raise ValueError("mr_image: the affine's rows and columns are not orthogonal; the source gave a wrong geometry")
+        raise PeerError("mr_image: the affine's rows and columns are not orthogonal; the source gave a wrong geometry")
     return [*affine[:3, 3]], [*(x / dx), *(y / dy)], [dy, dx], float(np.linalg.norm(z))
 
 
@@ -308,7 +309,7 @@ def _file(sop_instance_uid: str, elements: dict[int, bytes]) -> bytes:
 
 
 def instances(spooled: Spooled, priority: int) -> list[NewInstance]:
-    """Build what one spooled image becomes in PACS. Raises ValueError when it has no valid object."""
+    """Build what one spooled image becomes in PACS. Raises PeerError when it has no valid object."""
     return [_instance(spooled, kind, priority) for kind in spooled.images]
 
 

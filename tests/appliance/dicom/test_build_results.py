@@ -67,6 +67,15 @@ def test_a_job_that_cannot_be_built_is_retried_then_quarantined_and_names_nobody
     assert "4711" not in everything
 
 
+def test_an_image_without_geometry_is_quarantined_with_words(buffer, make_spooled):
+    buffer.put_jobs([pack(make_spooled(affine=np.zeros((4, 4))), 5)], 1)
+    alarms, now = {}, 1.0
+    while build_next(buffer, alarms.__setitem__, now):
+        now += 1000
+    assert "rows and columns are not orthogonal; the source gave a wrong geometry" in str(alarms)
+    assert buffer.counts()["jobs_quarantined"] == 1
+
+
 def test_a_full_disk_costs_no_attempt(buffer, make_spooled, monkeypatch):
     buffer.put_jobs([pack(make_spooled(), 5)], 1)
     stop, alarms = threading.Event(), []
