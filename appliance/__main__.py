@@ -117,11 +117,15 @@ def mri(file: Path | None, host: str, port: int, frames: int, rate: float) -> No
     from appliance.mri.phantom import cine_kspace
     from appliance.simulate.mri import stream_cine, stream_file
 
-    if file:
-        result = stream_file(file, host, port)
-    else:
-        cine = (cine_kspace(n, (192, 192), 8) for n in range(frames))
-        result = stream_cine(host, port, cine, frame_rate_hz=rate, n_frames=frames)
+    try:
+        if file:
+            result = stream_file(file, host, port)
+        else:
+            cine = (cine_kspace(n, (192, 192), 8) for n in range(frames))
+            result = stream_cine(host, port, cine, frame_rate_hz=rate, n_frames=frames)
+    except OSError as error:
+        text = f"simulate mri: {file or 'phantom'} to {host}:{port}: {error.strerror or error}; is 'nearscan run' up?"
+        raise click.ClickException(text) from error
     for text in (*result.texts, *([result.error] if result.error else [])):
         click.echo(text, err=True)
     click.echo(f"{len(result.images)} images came back, session {'closed' if result.closed else 'not closed'}")
@@ -142,7 +146,10 @@ def pacs(folder: Path, port: int, ae_title: str) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run_pacs(folder, port, ae_title, stop)
+    try:
+        run_pacs(folder, port, ae_title, stop)
+    except OSError as error:
+        raise click.ClickException(f"simulate pacs: port {port}: {error.strerror}; choose another") from error
 
 
 @main.command("_child", hidden=True)
