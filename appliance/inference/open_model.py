@@ -117,7 +117,7 @@ def open_model(
 ) -> LiveModel:
     """Open the model `name` of `models_dir` (None: the shipped ones), once per process.
 
-    `engines` is the folder of built engines, used only where one is built. "auto" takes bf16 where the CPU has AMX.
+    `engines` is the folder of built engines, used only where one is built. "auto" takes bf16 where the CPU has it.
     Raises ModelError.
     """
     model = read_model(name, models_dir or shipped_models())

@@ -36,7 +36,7 @@ class Settings(OperatorSettings):
     )
     strength: float = Field(1.0, ge=0, le=1, description="Part of the noise to take out. 0: the image as it is.")
     precision: Literal["auto", "f32", "bf16"] = Field(
-        "auto", description="Arithmetic of the model. 'auto': bf16 where the CPU has AMX, else f32."
+        "auto", description="Arithmetic of the model. 'auto': bf16 where the CPU has it, else f32."
     )
     threads: int = Field(1, ge=1, le=64, description="CPU threads of the model.")
 

@@ -96,11 +96,11 @@ def test_openvino_computes_in_the_precision_it_was_asked_for_or_refuses():
         assert 1e-4 < bf16 <= MODEL.card.golden.tolerance["bf16"]
 
 
-def test_bf16_is_offered_only_with_amx(monkeypatch):
-    monkeypatch.setattr(openvino_backend, "has_amx_bf16", lambda: False)
-    assert OpenVino().available("bf16") == "bf16 needs a CPU with AMX"
+def test_bf16_is_offered_only_where_the_cpu_has_it(monkeypatch):
+    monkeypatch.setattr(openvino_backend, "has_native_bf16", lambda: False)
+    assert OpenVino().available("bf16") == "bf16 needs a CPU with AMX or AVX-512 BF16"
     assert OpenVino().available("f32") is None
-    monkeypatch.setattr(openvino_backend, "has_amx_bf16", lambda: True)
+    monkeypatch.setattr(openvino_backend, "has_native_bf16", lambda: True)
     assert OpenVino().available("bf16") is None
 
 
