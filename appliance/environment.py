@@ -17,7 +17,8 @@ from pathlib import Path
 from appliance.bus import check_run_dir
 from appliance.config import listeners
 from appliance.device import choose_device
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, ModelError
+from appliance.inference.card import read_model, shipped_models
 from appliance.settings import Settings
 from appliance.yaml_file import dotted
 
@@ -40,8 +41,9 @@ def fatal(settings: Settings) -> list[str]:
 
 
 def passing(settings: Settings) -> list[str]:
-    """Return what may pass by itself (a taken port, a full disk): the daemon starts and says so."""
-    return [*_space(settings), *_ports(settings)]
+    """Return what may pass by itself or stops only a part (a taken port, a full disk, a missing model): the
+    daemon starts and says so."""
+    return [*_space(settings), *_ports(settings), *_models(settings)]
 
 
 def _versions() -> Iterator[str]:
@@ -126,6 +128,20 @@ def _ports(settings: Settings) -> Iterator[str]:
             yield f"{dotted(keys)}: this user may not open port {port}; choose one from 1024 on"
         else:
             yield f"{dotted(keys)}: {bind!r} port {port} cannot be opened: {error.strerror}; check the address"
+
+
+def _models(settings: Settings) -> Iterator[str]:
+    """A stage's setting `model` names a card; without it, images pass through marked."""
+    folder = settings.models.dir or shipped_models()
+    for name, pipeline in settings.pipelines.items():
+        for number, stage in enumerate(pipeline.stages):
+            model = getattr(stage.settings, "model", None)
+            if not isinstance(model, str):
+                continue
+            try:
+                read_model(model, folder)
+            except ModelError as error:
+                yield f"{dotted(('pipelines', name, 'stages', number, stage.name, 'model'))}: {error}"
 
 
 def _bind(bind: str, port: int) -> OSError | None:

@@ -170,14 +170,14 @@ def test_an_unreadable_file(tmp_path):
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_is_settings_or_problems(text):
     for line in problems(text.encode("utf-8", "surrogatepass")):
         assert line.startswith("site.yaml:") or "\n" in text or "\x85" in text or "\u2028" in text
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_damaged_site_is_settings_or_problems(data):
     at = data.draw(st.integers(0, len(DESIGN)))
     cut = data.draw(st.integers(0, 12))

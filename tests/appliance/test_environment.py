@@ -122,3 +122,10 @@ def test_a_small_stack(tmp_path, monkeypatch):
     assert environment.fatal(site(tmp_path)) == [
         "stack: the hard limit is 8 MiB, 32 are needed; set LimitSTACK=32M or 'ulimit -H -s 32768'"
     ]
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    more = "pipelines: {p: {source: mrd, stages: [denoise: {model: none-such}], sinks: [preview]}}\n"
+    (line,) = environment.passing(site(tmp_path, more))
+    assert line.startswith("pipelines.p.stages[0].denoise.model: ")
+    assert "none-such.yaml: no such model card; models in this folder: " in line

@@ -23,7 +23,7 @@ def test_the_newest_status_of_each_process_is_collected(tmp_path):
     thread = threading.Thread(target=speak)
     thread.start()
     try:
-        statuses = collect(settings, wait_s=3.0)
+        statuses = collect(settings, wait_s=1.0)
     finally:
         over.set()
         thread.join()
