@@ -4,6 +4,7 @@
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,6 +105,7 @@ def daemon(tmp_path):
         one.notified.shutdown(socket.SHUT_RDWR)
         one.notified.close()
         one.bus.close()
+        shutil.rmtree(one.run_dir, ignore_errors=True)
 
 
 def running(*names):
