@@ -126,7 +126,11 @@ class Graph:
         """Plain values of the whole pipeline."""
         return {
             "source": {"name": self.pipeline.source.name, **self.source.status()},
-            "frames": {"in": self.feed.n_frames_in, "waiting": len(self.feed)},
+            "frames": {
+                "in": self.feed.n_frames_in,
+                "waiting": len(self.feed),
+                "latency_ms": self.feed.latency.summary_ms(),
+            },
             "stages": {runner.name: runner.status() for runner in self.stages},
             "sinks": {runner.name: runner.status() for runner in self.sinks},
         }

@@ -65,19 +65,17 @@ class Feed:
         self.wake = wake
         self.backlogs: list[Backlog] = []
         self.n_frames_in = 0
-        self.waited_ns = 0
+        self.latency = Latency()  # last byte in -> taken by the graph
 
     def put(self, message: Message) -> None:
         """Append, waiting for room. Thread-safe."""
         if not isinstance(message, Frame):
             log.info("%s", _told_of(message))
-        started = time.monotonic_ns()
         with self._room:
             while not self._closed and (len(self._queue) >= self._n_frames or self._behind()):
                 self._room.wait(0.002)  # sinks do not signal; 2 ms is far below a frame
             self._queue.append(message)
             self.n_frames_in += isinstance(message, Frame) and message.role == "imaging"
-            self.waited_ns += time.monotonic_ns() - started
         self.wake()
 
     def _behind(self) -> bool:
@@ -89,7 +87,10 @@ class Feed:
             if not self._queue:
                 return None
             self._room.notify_all()
-            return self._queue.popleft()
+            message = self._queue.popleft()
+        if isinstance(message, Frame):
+            self.latency.add_ns(time.monotonic_ns() - message.received_ns)
+        return message
 
     def close(self) -> None:
         """Nothing more will come; `put` no longer waits."""

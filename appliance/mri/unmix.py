@@ -7,6 +7,7 @@ Every R-th line gives an image folded R times; `Unmixing` holds what unfolds, wh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def fuse(
         raw = (whitening.T.astype(np.complex64) @ raw.reshape(n_coils, -1)).reshape(raw.shape)
     centre_x = np.exp(-2j * np.pi * (n_kx // 2) / n_kx * (np.arange(n_x) - n_x // 2)) / np.sqrt(n_y * n_kx)
     blocks = (raw * centre_x.astype(np.complex64)).reshape(n_coils, fold, n_y // fold, n_x)
-    return Unmixing(np.roll(blocks, -(n_y // 2), axis=2), n_kx)
+    return Unmixing(np.roll(blocks, (-(n_y // 2), -(n_x // 2)), axis=(2, 3)), n_kx)
 
 
 def beside(unmixing: Unmixing, array: Array) -> Unmixing:
@@ -73,15 +74,25 @@ def unmix(unmixing: Unmixing, lines: Array, index: NDArray[np.int64]) -> Array:
     xp, fft = namespace(lines), transforms(lines)
     offset = int(index[0]) % unmixing.fold
     n_rows, n_x = unmixing.weights.shape[2:]
-    folded = fft.ifft(_on_grid(lines, (index - offset) // unmixing.fold, n_rows), axis=2, norm="forward")
-    right = n_x // 2
-    folded = xp.concatenate((folded[..., unmixing.n_kx - right :], folded[..., : n_x - right]), axis=2)
-    folded = fft.ifft(folded, axis=1, norm="forward")
+    grid = _on_grid(lines, (index - offset) // unmixing.fold, n_rows)
+    if n_x == unmixing.n_kx:
+        folded = fft.ifft2(grid, axes=(1, 2), norm="forward", workers=2)
+    else:  # half the columns are not wanted: cut them before the second transform
+        rows = fft.ifft(grid, axis=2, norm="forward")
+        rows = xp.concatenate((rows[..., : n_x - n_x // 2], rows[..., unmixing.n_kx - n_x // 2 :]), axis=2)
+        folded = fft.ifft(rows, axis=1, norm="forward")
     image = unmixing.weights[0] * folded[0]
-    for weights, coil_image in zip(unmixing.weights[1:], folded[1:], strict=True):  # a fifth faster than one product
-        image += weights * coil_image
-    image = xp.roll(image, unmixing.n_y // 2, axis=1).reshape(unmixing.n_y, n_x)
-    return image * xp.asarray(_line_shift(offset, unmixing.n_y))[:, None]
+    product = xp.empty_like(image)
+    for weights, coil_image in zip(unmixing.weights[1:], folded[1:], strict=True):  # three times as fast as einsum
+        image += xp.multiply(weights, coil_image, out=product)
+    return _centred(xp, image) * xp.asarray(_line_shift(offset, unmixing.n_y))[:, None]
+
+
+def _centred(xp: ModuleType, blocks: Array) -> Array:
+    """Return (fold, y / fold, x), in the order of the FFT, as centred (y, x)."""
+    fold, n_rows, n_x = blocks.shape
+    shift = (fold * n_rows // 2, n_x // 2)
+    return xp.roll(blocks, shift, axis=(1, 2)).reshape(fold * n_rows, n_x)
 
 
 def _on_grid(lines: Array, rows: NDArray[np.int64], n_rows: int) -> Array:
@@ -107,4 +118,4 @@ def noise_std(unmixing: Unmixing, covariance: NDArray[np.complex128], n_lines: i
     lower = np.linalg.cholesky(covariance).astype(np.complex64)
     mixed = np.einsum("sbmx,st->tbmx", unmixing.weights, lower, optimize=True)
     std = root_sum_of_squares(mixed) * np.float32(np.sqrt(n_lines * unmixing.n_kx / 2))
-    return np.asarray(np.roll(std, unmixing.n_y // 2, axis=1).reshape(unmixing.n_y, -1))
+    return np.asarray(_centred(np, std))

@@ -38,7 +38,7 @@ class Settings(OperatorSettings):
     precision: Literal["auto", "f32", "bf16"] = Field(
         "auto", description="Arithmetic of the model. 'auto': bf16 where the CPU has it, else f32."
     )
-    threads: int = Field(1, ge=1, le=64, description="CPU threads of the model.")
+    threads: int = Field(2, ge=1, le=64, description="CPU threads of the model.")
 
 
 def remove_noise(

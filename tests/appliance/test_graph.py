@@ -142,7 +142,8 @@ def test_every_frame_arrives_at_every_sink_in_order_although_a_stage_fails(pipel
         assert all(len(frame.marks) == (2 if frame.sequence % 2 else 0) for frame in frames)
         assert end == End("a", "complete", n_frames=N_FRAMES)
     assert sinks[0].got[1] is sinks[1].got[1]  # by reference, no copies
-    assert built.status()["frames"] == {"in": N_FRAMES, "waiting": 0}
+    assert built.status()["frames"]["in"] == N_FRAMES
+    assert built.status()["frames"]["waiting"] == 0
 
 
 def test_stopping_drains_what_the_source_has_emitted(pipeline_of, context):
