@@ -131,8 +131,8 @@ def test_real_kspace_goes_in_and_the_image_comes_out_at_scanner_display_and_pacs
     assert nrmse <= 0.042
     assert structured <= 0.020
     at_pacs = max(denoised, key=lambda ds: ds.AcquisitionDateTime).pixel_array
-    assert np.array_equal(display.shown.newest[0], at_pacs)
-    assert np.abs(answered * (at_pacs.max() / answered.max()) - at_pacs).max() <= 1  # the same, but for rounding
+    for integers in (at_pacs, display.shown.newest[0]):  # each with a scale of its own
+        assert np.abs(answered * (integers.max() / answered.max()) - integers).max() <= 1  # the same, but for rounding
 
 
 def test_a_cine_comes_back_whole_in_order_and_is_kept_while_the_pacs_is_away(make_site, tmp_path):
@@ -196,7 +196,7 @@ def test_an_altered_model_never_stops_an_image_but_marks_it_and_raises_an_alarm(
 
 def test_faulty_frames_are_told_to_the_scanner_and_the_next_scan_is_served(make_site):
     site = make_site(9)
-    reasons = {"nan-line": "NaN", "zeros": "zero", "skip-line": "missing", "repeat-line": "repeated"}
+    reasons = {"nan-line": "NaN", "zeros": "zero", "skip-line": "did not come", "repeat-line": "more than once"}
     for fault, reason in reasons.items():
         result = cine(site, 6, faults={3: fault})
         assert len(result.images) == 6
