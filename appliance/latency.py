@@ -35,5 +35,5 @@ class Latency:
         ranks = [max(math.ceil(n * part) - 1, 0) for part in (0.5, 0.95, 0.99, 0.999, 1.0)]
         mean = round(float(samples.mean()), 3)
         samples.partition(sorted(set(ranks)))
-        p50, p95, p99, p99_9, largest = samples[ranks].round(3).tolist()
+        p50, p95, p99, p99_9, largest = samples[ranks].astype(float).round(3).tolist()
         return {"p50": p50, "p95": p95, "p99": p99, "p99_9": p99_9, "max": largest, "mean": mean}
