@@ -45,7 +45,7 @@ pipelines:
   live:
     source: {mrd: {port: $mrd, bind: 127.0.0.1}}
     stages: [reconstruct, {denoise: {model: mr-denoise}}, detect_anomalies]
-    sinks: [{openigtlink: {port: $display, protocol: 3}}, preview]
+    sinks: [{openigtlink: {port: $display, protocol: 3}}]
 """
 
 
