@@ -102,7 +102,8 @@ def test_every_image_comes_back_in_order_with_its_counters_then_close(pipeline: 
         assert image.data.dtype == np.uint16
         assert image.data.max() == round(8191 * (1 + 0.01 * n))
     assert result.images[3].meta["ImageProcessingHistory"] == ["nearscan"]
-    assert all(sent < image.received_ns for sent, image in zip(result.sent_ns, result.images, strict=True))
+    assert len(result.sent_ns) == len(result.images)
+    assert result.images == sorted(result.images, key=lambda image: image.received_ns)
     assert pipeline.sink.status() == {"scans": 1, "images_sent": 40, "given_up": 0}
     assert pipeline.sink.backlog() == 0
     assert not any(pipeline.alarms.values())
