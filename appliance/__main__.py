@@ -159,9 +159,9 @@ def pacs(folder: Path, port: int, ae_title: str) -> None:
 @click.option("--parent", type=int, help="Process id of the daemon; die with it.")
 def _child(kind: str, name: str | None, file: Path, parent: int | None) -> None:
     """Be one child process of the daemon."""
-    from appliance import child
+    from appliance.run_child import run_child
 
-    sys.exit(child.run(kind, name, file, parent))
+    sys.exit(run_child(kind, name, file, parent))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ LAYERS = [
     ("appliance/explain_settings.py", "appliance/operator_files.py"),
     ("appliance/config.py", "appliance/describe_settings.py"),
     ("appliance/environment.py", "appliance/child.py", "appliance/graph.py", "appliance/console/"),
-    ("appliance/supervise.py", "appliance/daemon.py"),
+    ("appliance/supervise.py", "appliance/run_child.py", "appliance/daemon.py"),
     ("appliance/status_table.py", "appliance/simulate/", "appliance/demo.py"),
     ("appliance/__main__.py",),
 ]  # fmt: skip
