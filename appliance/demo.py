@@ -89,6 +89,7 @@ class Demo:
     def __init__(self, folder: Path, seconds: float) -> None:
         self.n_frames = int(seconds * RATE_HZ)
         self.planted = plant(self.n_frames)
+        self.n_told = 0  # findings printed so far
         self.site = Site(folder, _SITE, ports=("mrd", "display", "pacs", "console"))
         self.ports = self.site.ports
         self.pacs_folder = folder / "pacs"
@@ -146,12 +147,13 @@ def _scan(demo: Demo) -> tuple[ScannerResult, Display]:
 
 def _progress(demo: Demo, n: int, display: Display) -> str:
     counts = demo.site.counts()
-    found = demo.stages.get("detect_anomalies", {}).get("events", [])
-    last = f"; last: {found[-1]['message']}" if found else ""
-    return (
+    found = [event["message"] for event in demo.stages.get("detect_anomalies", {}).get("events", [])]
+    new, demo.n_told = found[demo.n_told :], len(found)
+    line = (
         f"  {n / RATE_HZ:5.0f} s       {n} frames sent, {display.shown.n_images} shown, "
-        f"{counts['produced']} results, {_delivered(counts)} delivered, {counts['jobs']} to build{last}"
+        f"{counts['produced']} results, {_delivered(counts)} delivered, {counts['jobs']} to build"
     )
+    return "\n".join([line, *(f"{'':15}-- found: {message} --" for message in new)])
 
 
 def _delivered(counts: dict[str, Any]) -> int:
