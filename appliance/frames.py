@@ -96,6 +96,7 @@ class Applied:
     model: str = ""
     model_digest: str = ""
     engine_digest: str = ""
+    altered: bool = True  # False: it looked only, the pixels are what they were
 
 
 @dataclass(frozen=True)

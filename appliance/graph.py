@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -189,7 +190,11 @@ def make_context(settings: Settings, name: str, child: Child) -> Context:
 
 def run_graph(graph: Graph, stopping: threading.Event) -> str:
     """Run until told to stop or until the graph ends; return why it failed, or an empty text."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     running = graph.application().run_async()
+    time.sleep(0.2)  # it puts its own handlers in place, and they end the graph with frames still in it
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     graph.start()
     while not stopping.is_set() and not running.done():
         stopping.wait(0.2)

@@ -22,6 +22,7 @@ from appliance.mrd.images import ImageReader
 
 _REPLY_WAIT_S = 60.0  # after the last image went out, or after End: longest wait for the reply to be closed
 _STOP_WAIT_S = 3.0  # the same once we are stopping: images on their way through the graph still go out
+_REFUSE_S = 1.0  # for a refused peer to stop sending
 _LINGER_S = 2.0  # time for the scanner to read our last words before the socket goes
 _SPARE_SAMPLES = 4  # times the encoded columns: discarded samples, and noise lines longer than the others
 _OPEN_FRAMES = 16  # interleaved frames gathered at one time, in units of the largest frame
@@ -69,6 +70,7 @@ class Session:
         self._closed = threading.Event()
         self._stopping = False
         self._ended = False
+        self._began = False  # the graph has the Scan
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -228,6 +230,7 @@ class Session:
                 attributes={"config": self._config, "trajectory": header.trajectory},
             )
         )
+        self._began = True
         if self._options.text_log:
             with contextlib.suppress(PeerError):
                 self.send(m.encode_text(f"nearscan: scan {self._scan_id} has begun"))
@@ -250,7 +253,7 @@ class Session:
 
     def _emit_end(self, status: Status, reason: str) -> None:
         self._ended = True
-        if self._reader is not None:
+        if self._began:
             self._emit(End(self._scan_id, status, reason, self.n_frames))
 
     def _too_few(self) -> str:
@@ -288,8 +291,10 @@ def refuse(sock: socket.socket, text: str) -> None:
     """Answer a session that is not served, and close it."""
     with sock:
         sock.settimeout(0.2)
+        deadline_s = time.monotonic() + _REFUSE_S
         with contextlib.suppress(OSError):
             sock.sendall(m.encode_text(f"nearscan: {text}") + m.encode_close())
             sock.shutdown(socket.SHUT_WR)
-            while sock.recv(1 << 16):  # a close with unread bytes would lose the text
+            # A close with unread bytes would lose the text; but a peer that keeps sending must not hold up others.
+            while sock.recv(1 << 16) and time.monotonic() < deadline_s:
                 pass

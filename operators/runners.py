@@ -34,17 +34,17 @@ class Activity:
     """What the graph's thread is doing now, for the heartbeat: an operator stuck in compute is seen from outside."""
 
     def __init__(self) -> None:
-        self._doing: tuple[str, int] | None = None
+        self._doing: dict[int, tuple[str, int]] = {}  # by thread: some schedulers run several
 
     def enter(self, name: str) -> None:
-        self._doing = (name, time.monotonic_ns())
+        self._doing[threading.get_ident()] = (name, time.monotonic_ns())
 
     def leave(self) -> None:
-        self._doing = None
+        self._doing.pop(threading.get_ident(), None)
 
     def stuck(self, limit_s: float) -> str:
         """Return which operator has computed for longer than `limit_s`, or an empty text."""
-        doing = self._doing
+        doing = min(list(self._doing.values()), key=lambda each: each[1], default=None)
         if doing is None or time.monotonic_ns() - doing[1] < limit_s * 1e9:
             return ""
         return f"{doing[0]} computing for {(time.monotonic_ns() - doing[1]) / 1e9:.0f} s"
@@ -162,6 +162,9 @@ class StageRunner:
         try:
             if isinstance(message, Scan):
                 return [self._begin(message)]
+            if message.scan_id not in self._scans:  # its Scan was lost with its sender: no stage may end the graph
+                log.error("stage %s: message of unknown scan %s passed on", self.name, message.scan_id)
+                return [message]
             if isinstance(message, End):
                 return self._end(message)
             if message.role != "imaging":
@@ -224,10 +227,10 @@ class StageRunner:
         started = time.monotonic_ns()
         try:
             out = running.stage.frame(frame)
+            self.latency.add_ns(time.monotonic_ns() - started)
+            return [] if out is None else [self._finish(running.stage, frame, out)]
         except Exception as error:
             return self._without(running, frame, self._failed(f"frame {frame.sequence}", error))
-        self.latency.add_ns(time.monotonic_ns() - started)
-        return [] if out is None else [self._finish(running.stage, frame, out)]
 
     def _finish(self, stage: Stage, frame: Frame, out: Frame) -> Frame:
         """Add what the stage must not have to think of: provenance, and the image before it was processed."""
@@ -235,9 +238,10 @@ class StageRunner:
         applied = self._applied
         if model:
             applied = replace(applied, model=model[0], model_digest=model[1], engine_digest=model[2])
-        changed = frame.is_image and out.array is not frame.array
+        altered = out.array is not frame.array
+        changed = frame.is_image and altered
         original = frame.array if changed and out.original is None else out.original
-        return replace(out, provenance=(*out.provenance, applied), original=original)
+        return replace(out, provenance=(*out.provenance, replace(applied, altered=altered)), original=original)
 
     def _without(self, running: _Running, frame: Frame, reason: str) -> list[Message]:
         """Pass an image through, marked; for k-space take the stage's plain fallback, also marked."""

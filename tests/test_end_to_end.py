@@ -2,9 +2,11 @@
 """The whole appliance, from the wire of the scanner to the PACS: real processes, real sockets, real peers."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from io import BytesIO
 from pathlib import Path
@@ -173,6 +175,20 @@ def test_a_killed_pipeline_is_back_for_the_next_scan_and_touches_nothing_else(ma
     assert result.closed
     assert len(result.images) == 5
     assert others == {name: site.status[name]["pid"] for name in others}
+
+
+def test_stopping_in_the_middle_of_a_scan_keeps_every_frame_that_came(make_site):
+    site = make_site(9)
+    scanner = threading.Thread(target=cine, args=(site, 200), kwargs={"timeout_s": 10}, daemon=True)
+    scanner.start()
+    wait_for(lambda: site.counts()["produced"] > 20, "the scan to be under way")
+    site.stop_process("appliance")
+    log = site.log_file().read_text()
+    n_frames = int(re.search(r"aborted, (\d+) frames: nearscan is stopping", log)[1])
+    counts = site.counts()
+    assert counts["jobs"] + counts["produced"] / 2 == n_frames
+    assert "did not stop in time" not in log
+    scanner.join(30)
 
 
 def test_an_altered_model_never_stops_an_image_but_marks_it_and_raises_an_alarm(make_site, tmp_path):

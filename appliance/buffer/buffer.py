@@ -68,7 +68,10 @@ class Buffer:
 
     def free_bytes(self) -> int:
         """Space left on the buffer's disk."""
-        return self._objects.free_bytes()
+        try:
+            return self._objects.free_bytes()
+        except OSError as error:
+            raise StorageError(f"buffer: not there: {error.strerror}; check the disk of site.data_dir") from error
 
     def _check_reserve(self, n_bytes: int) -> None:
         free = self.free_bytes()

@@ -24,7 +24,7 @@ from appliance.dicom.spool import DENOISED, RECONSTRUCTED, Spooled
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid, uid_for
 from appliance.errors import PeerError
 from appliance.frames import Affine, Applied, Encoding, Identity
-from appliance.imaging.quantise import to_uint16
+from appliance.imaging.quantise import remarks, to_uint16
 
 RESEARCH_USE = "For research use only. Not for diagnosis."
 
@@ -40,7 +40,7 @@ def steps_of(spooled: Spooled, kind: str) -> tuple[Applied, ...]:
     steps = spooled.frame.provenance
     if kind == DENOISED:
         return steps
-    names = [step.operator for step in steps]
+    names = [step.operator.partition(":")[0] for step in steps]  # "reconstruct:fallback" reconstructs too
     return steps[: names.index("reconstruct") + 1] if "reconstruct" in names else ()
 
 
@@ -71,7 +71,8 @@ class _Series:
 
     @cached_property
     def uid(self) -> str:
-        steps = [list(asdict(step).values()) for step in self.steps]
+        # Whether only detection was skipped for a frame must not part it from its series.
+        steps = [list(asdict(step).values()) for step in self.steps if step.altered]
         return uid_for("series", self.scan_id, self.started_ns, self.kind, steps)
 
     def instance_uid(self, sequence: int) -> str:
@@ -211,15 +212,13 @@ def _acquisition(ds: Dataset, encoding: Encoding | None) -> None:
     ds.AcquisitionMatrix = [0, encoding.encoded_matrix[0], encoding.encoded_matrix[1], 0]
 
 
-def _comments(spooled: Spooled, n_clipped: int) -> str:
+def _comments(spooled: Spooled, cost: tuple[str, ...]) -> str:
     lines = []
     for mark in spooled.frame.marks:
         told = mark.reason.startswith(("UNPROCESSED", "INCOMPLETE"))
         lines.append(mark.reason if told else f"UNPROCESSED: {mark.stage}: {mark.reason}")
     lines += [f"{finding.severity.upper()}: {finding.message}" for finding in spooled.frame.findings]
-    if n_clipped:
-        lines.append(f"CLIPPED: {n_clipped} pixels lie outside the range that the first image of the scan set")
-    return values.paragraphs([*lines, RESEARCH_USE], 10240)
+    return values.paragraphs([*lines, *cost, RESEARCH_USE], 10240)
 
 
 def _kind_of_image(ds: Dataset, series: _Series) -> None:
@@ -249,7 +248,7 @@ def _same_elements(series: _Series) -> dict[int, bytes]:
 
 def _image(ds: Dataset, spooled: Spooled, image: NDArray[Any]) -> None:
     stored, n_clipped = to_uint16(image, spooled.scale)
-    ds.ImageComments = _comments(spooled, n_clipped)
+    ds.ImageComments = _comments(spooled, remarks(stored, n_clipped))
     ds.Rows, ds.Columns = stored.shape
     black, white = (value * spooled.scale for value in spooled.window)
     ds.WindowCenter = values.decimal((black + white) / 2)

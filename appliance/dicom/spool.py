@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from appliance.buffer import NewJob
 from appliance.frames import Applied, Encoding, Finding, Frame, Identity, Mark, Position, Scan
-from appliance.imaging.quantise import scale_for
+from appliance.imaging.quantise import ScanScale
 
 KIND = "dicom_results"
 RECONSTRUCTED, DENOISED = "reconstructed", "denoised"
@@ -60,16 +60,17 @@ class Levels:
     """Scale of one scan and window of each of its slices, both fixed by the first image: a cine must not flicker."""
 
     def __init__(self) -> None:
-        self._scale: float | None = None
+        self._scale = ScanScale()
         self._windows: dict[int, tuple[float, float]] = {}
 
     def of(self, image: NDArray[Any], slice_index: int) -> tuple[float, tuple[float, float]]:
         """Give (scale, window) for an image of this slice."""
-        if self._scale is None:
-            self._scale = scale_for(image)
-        if slice_index not in self._windows:
-            self._windows[slice_index] = _window_for(image)
-        return self._scale, self._windows[slice_index]
+        scale, window = self._scale.of(image), self._windows.get(slice_index)
+        if window is None:
+            window = _window_for(image)
+            if self._scale.decided:
+                self._windows[slice_index] = window
+        return scale, window
 
 
 def pack(spooled: Spooled, priority: int) -> NewJob:

@@ -10,6 +10,7 @@ from appliance.arrays import namespace
 from appliance.frames import Array
 
 FIRST_MAXIMUM = 8191  # of 65535: frames may become eight times brighter than the first before they clip
+FEWEST_LEVELS = 64  # an image with fewer grey levels is told apart
 
 
 def scale_for(first_image: Array) -> float:
@@ -20,9 +21,42 @@ def scale_for(first_image: Array) -> float:
     first_image : float, any shape, host or device; not modified. NaN and Inf are ignored.
         1.0 is returned for an image without a positive finite value.
     """
-    xp = namespace(first_image)
-    maximum = float(xp.max(xp.where(xp.isfinite(first_image), first_image, 0), initial=0))
+    maximum = _maximum(first_image)
     return FIRST_MAXIMUM / maximum if maximum > 0 else 1.0
+
+
+def _maximum(image: Array) -> float:
+    """Largest finite value, at least 0."""
+    xp = namespace(image)
+    return float(xp.max(xp.where(xp.isfinite(image), image, 0), initial=0))
+
+
+class ScanScale:
+    """The scale of one scan, decided by its first image that shows anything: an empty one must not decide."""
+
+    def __init__(self) -> None:
+        self._scale: float | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether an image has decided."""
+        return self._scale is not None
+
+    def of(self, image: Array) -> float:
+        """Return the scale for `image`."""
+        if self._scale is None and _maximum(image) > 0:
+            self._scale = scale_for(image)
+        return 1.0 if self._scale is None else self._scale
+
+
+def remarks(pixels: Array, n_clipped: int) -> tuple[str, ...]:
+    """Say what quantising cost the image: texts for people, none when it cost nothing."""
+    texts = []
+    if n_clipped:
+        texts.append(f"CLIPPED: {n_clipped} pixels lie outside the range that the first image of the scan set")
+    if 0 < (largest := int(pixels.max(initial=0))) < FEWEST_LEVELS:
+        texts.append(f"COARSE: only {largest} grey levels are left by the scale that the first image of the scan set")
+    return tuple(texts)
 
 
 def to_uint16(image: Array, scale: float) -> tuple[NDArray[np.uint16] | Array, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from appliance.arrays import to_host
 from appliance.frames import Frame
-from appliance.imaging.quantise import scale_for, to_uint16
+from appliance.imaging.quantise import ScanScale, remarks, to_uint16
 from appliance.mrd.geometry import Placement, placement
 from appliance.mrd.messages import ACQUISITION_HEADER, IMAGE_HEADER, IMAGE_TYPE_MAGNITUDE, encode_image
 from appliance.mrd.meta import encode_meta
@@ -82,21 +82,23 @@ class AnswerEncoder:
     def __init__(self, data_type: Literal["uint16", "float32"], series_suffix: str) -> None:
         self._data_type = data_type
         self._series_suffix = series_suffix
-        self._scale: float | None = None
+        self._scale = ScanScale()
         self._window = (0.0, 1.0)
 
     def encode(self, frame: Frame) -> bytes:
         """Return the IMAGE message for `frame`, (y, x), any device."""
         place = place_of(frame)
         image = to_host(frame.array)
-        if self._scale is None:
-            self._scale = scale_for(image) if self._data_type == "uint16" else 1.0
-            brightest = float(np.percentile(image, 99.5)) * self._scale
+        window_is_known = self._scale.decided
+        scale = self._scale.of(image) if self._data_type == "uint16" else 1.0
+        if not window_is_known:
+            self._scale.of(image)
+            brightest = float(np.percentile(image, 99.5)) * scale
             self._window = (brightest / 2, max(brightest, 1e-6))
         pixels: NDArray[Any] = np.ascontiguousarray(image, np.float32)
-        remarks: tuple[str, ...] = ()
+        texts: tuple[str, ...] = ()
         if self._data_type == "uint16":
-            pixels, n_clipped = to_uint16(pixels, self._scale)
-            remarks = (f"{n_clipped} pixels clipped",) if n_clipped else ()
-        meta = image_meta(frame, place, self._window, self._series_suffix, remarks)
+            pixels, n_clipped = to_uint16(pixels, scale)
+            texts = remarks(pixels, n_clipped)
+        meta = image_meta(frame, place, self._window, self._series_suffix, texts)
         return encode_image(image_head(frame, place), encode_meta(meta), pixels[np.newaxis, np.newaxis])

@@ -18,6 +18,9 @@ from appliance.mri.prewhiten import prewhiten, prewhitening_matrix
 from appliance.mri.unmix import Unmixing, fuse, noise_std, unmix
 
 MAX_CALIBRATION_LINES = 48  # more do not make smooth maps or kernels better, only slower
+CENTRE_COLUMNS = 16
+SIGNAL_OVER_NOISE = 3.0  # in power; weights from less are worse than none (NRMSE 0.13 to 0.83 on the phantom)
+LEAST_COHERENCE = 0.1
 MIN_CALIBRATION_LINES = 4  # on each side of the centre
 
 
@@ -126,6 +129,21 @@ def calibrate_slice(
     n_lines = kernel[0] if calibration_lines_needed(grid.acceleration, kernel[0]) < block.shape[1] else 2
     fitted = calibrate(block, grid.acceleration, (n_lines, kernel[1]), regularisation)
     return fuse(unmixing_weights(fitted, maps), grid.acceleration, grid.n_kx, whitening)
+
+
+def require_signal(block: NDArray[np.complex64], covariance: NDArray[np.complex128]) -> None:
+    """Raise ValueError unless calibration lines (coil, line, kx) hold more than noise of this covariance.
+
+    Either their centre is stronger than noise, or neighbours along kx agree, which noise's do not (a covariance
+    taken from the periphery is too high where an object is as small as a point).
+    """
+    middle = block.shape[2] // 2
+    central = block[:, :, max(middle - CENTRE_COLUMNS // 2, 0) : middle + CENTRE_COLUMNS // 2]
+    power = float(np.vdot(central, central).real)
+    strong = power > SIGNAL_OVER_NOISE * central[0].size * float(np.trace(covariance).real)
+    coherent = abs(np.vdot(central[:, :, 1:], central[:, :, :-1])) > LEAST_COHERENCE * power
+    if power == 0 or not (strong or coherent):
+        raise ValueError("the calibration lines hold no signal above noise; check coil connection and transmitter")
 
 
 def _around_centre(block: NDArray[np.complex64], centre: int) -> NDArray[np.complex64]:

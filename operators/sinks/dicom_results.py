@@ -92,7 +92,7 @@ class DicomResults:
         self._queue.put(None)
         self._thread.join(_FLUSH_S)
         self._closing.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() or self._pending:
             reason = self._last_error or "the disk is too slow"
             self._alarm("dicom_results", f"dicom_results: {self._pending} results were not kept: {reason}")
         else:

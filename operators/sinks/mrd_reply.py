@@ -110,7 +110,7 @@ class MrdReply:
 
     def backlog(self) -> float:
         """How full the fullest queue is; at 1 the source stops reading."""
-        return max((writer.backlog for writer in self._writers.values()), default=0.0)
+        return max((writer.backlog for writer in list(self._writers.values())), default=0.0)
 
     def status(self) -> dict[str, Any]:
         """Counts."""
@@ -121,7 +121,7 @@ class MrdReply:
 
     def close(self) -> None:
         """Wait for the writers to finish."""
-        for writer in self._writers.values():
+        for writer in list(self._writers.values()):
             writer.thread.join(_CLOSE_S)
 
     def _retire(self) -> None:

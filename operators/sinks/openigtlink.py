@@ -21,7 +21,7 @@ from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, Text, encode
 from appliance.igtl.messages import CONNECTION_LOST, OK, SHUTTING_DOWN, Content
 from appliance.igtl_server import DisplayServer, Packets
-from appliance.imaging.quantise import scale_for, to_uint16
+from appliance.imaging.quantise import ScanScale, to_uint16
 from operators import OperatorSettings
 
 
@@ -67,7 +67,7 @@ class OpenIGTLink:
         self._settings, self._alarm = settings, context.alarm
         self._running: set[str] = set()
         self._ended = Status(OK, "IDLE", "no scan running")
-        self._scales: dict[str, float] = {}
+        self._scales: dict[str, ScanScale] = {}
         self._newest, self._newest_ns = "", 0  # what came last, and when (CLOCK_MONOTONIC)
         self._n_frames = self._n_clipped = 0
         self._said, self._said_s, self._told = "", 0.0, ""
@@ -75,7 +75,8 @@ class OpenIGTLink:
         self._server = DisplayServer(settings.bind, settings.port, self._packets, self._idle, *limits)
 
     def begin(self, scan: Scan) -> None:
-        self._scales = {key: scale for key, scale in self._scales.items() if key in self._running}
+        running = {key: scale for key, scale in self._scales.items() if key in self._running}
+        self._scales = {**running, scan.scan_id: ScanScale()}  # replaced whole: the server's thread reads it
         self._newest, self._newest_ns = "scan began", time.monotonic_ns()
         self._running.add(scan.scan_id)
         self._server.wake()
@@ -114,9 +115,7 @@ class OpenIGTLink:
     def _pixels(self, frame: Frame) -> Any:
         array = frame.array
         if self._settings.image_type == "uint16":
-            if frame.scan_id not in self._scales:
-                self._scales[frame.scan_id] = scale_for(array)
-            array, n_clipped = to_uint16(array, self._scales[frame.scan_id])
+            array, n_clipped = to_uint16(array, self._scales.get(frame.scan_id, ScanScale()).of(array))
             self._n_clipped += n_clipped
         return array[np.newaxis] if array.ndim == 2 else array
 

@@ -117,7 +117,12 @@ class MrdSource:
             max_frame_bytes=self._settings.max_frame_mb << 20,
             text_log=self._settings.text_log,
         )
-        session = Session(sock, peer, scan_id, options, self._context, emit)
+        try:
+            session = Session(sock, peer, scan_id, options, self._context, emit)
+        except OSError:  # no file descriptor left: the sessions that run must not suffer
+            with self._lock:
+                self._counts["sessions_refused"] += 1
+            return sock.close()
         thread = threading.Thread(target=self._run_session, args=(session,), name=f"mrd {scan_id}", daemon=True)
         with self._lock:
             self._sessions[thread] = session

@@ -125,6 +125,8 @@ class Reconstruct:
     def _calibrate(self, frame: Frame, grid: mri.Grid, index: NDArray[np.int64]) -> _Slice:
         kernel = (self._settings.kernel_lines, self._settings.kernel_columns)
         lines, run = to_host(frame.array), mri.calibration_run(index, grid.n_ky)
+        noise = prewhiten.noise_from_periphery(lines) if self._covariance is None else self._covariance
+        mri.require_signal(lines[:, run], noise)
         work = (grid, lines[:, run], index[run], self._covariance, kernel, self._settings.regularisation)
         self._n_calibrations += 1
         self._slices[frame.position.slice] = _Slice(frame.affine, self._executor.submit(mri.calibrate_slice, *work))

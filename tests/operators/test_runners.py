@@ -301,3 +301,20 @@ def test_latency_percentiles_agree_with_numpy_over_the_newest_samples(n):
     assert summary["p99"] == pytest.approx(np.percentile(newest, 99, method="inverted_cdf"), abs=2e-3)
     assert summary["p50"] == pytest.approx(np.percentile(newest, 50, method="inverted_cdf"), abs=2e-3)
     assert summary["max"] == pytest.approx(newest.max(), abs=2e-3)
+
+
+def test_a_message_of_a_scan_that_never_began_is_passed_on_and_ends_nothing():
+    stage = runner()
+    end = End("lost", "aborted", "the sender's socket broke")
+    assert stage.process(end) == [end]
+
+
+def test_a_stage_that_only_looks_is_told_apart_in_the_provenance():
+    class Look(Double):
+        def frame(self, frame):
+            return replace(frame, findings=())
+
+    for make, altered in ((Double, True), (Look, False)):
+        stage = runner(make)
+        stage.process(SCAN)
+        assert [applied.altered for applied in stage.process(image())[0].provenance] == [altered]

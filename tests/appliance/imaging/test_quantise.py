@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from appliance.imaging.quantise import FIRST_MAXIMUM, scale_for, to_uint16
+from appliance.imaging.quantise import FIRST_MAXIMUM, ScanScale, remarks, scale_for, to_uint16
 
 
 @pytest.mark.parametrize("maximum", [1e-9, 0.37, 1.0, 4e6])
@@ -38,3 +38,19 @@ def test_the_input_is_not_modified() -> None:
     image = np.array([np.nan, 3.0], np.float32)
     image.flags.writeable = False
     to_uint16(image, scale_for(image))
+
+
+def test_an_empty_first_image_does_not_decide_the_scale() -> None:
+    scale = ScanScale()
+    assert scale.of(np.zeros((2, 2), np.float32)) == 1.0
+    assert not scale.decided
+    image = np.full((2, 2), 1e-3, np.float32)
+    assert to_uint16(image, scale.of(image))[0].max() == FIRST_MAXIMUM
+    assert scale.of(image * 5) == scale.of(image)
+
+
+def test_what_quantising_costs_is_told() -> None:
+    assert remarks(np.array([0, 8191], np.uint16), 0) == ()
+    assert remarks(np.zeros(2, np.uint16), 0) == ()
+    assert remarks(np.array([0, 3], np.uint16), 0)[0].startswith("COARSE: only 3 grey levels")
+    assert remarks(np.array([0, 65535], np.uint16), 2)[0].startswith("CLIPPED: 2 pixels")

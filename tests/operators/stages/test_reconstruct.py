@@ -137,7 +137,7 @@ def test_no_reference_lines(change: dict) -> None:
 
 def test_calibration_that_failed_is_tried_again() -> None:
     stage = begun()
-    with pytest.raises(StageError, match="hold no signal; check coil connection and transmitter"):
+    with pytest.raises(StageError, match="hold no signal above noise; check coil connection and transmitter"):
         stage.frame(frame(np.zeros_like(KSPACE), EMBEDDED))
     assert nrmse(stage.frame(frame(KSPACE, EMBEDDED)).array, TRUTH) < 0.05
 
@@ -240,3 +240,14 @@ def test_real_slice_agrees_with_the_fully_sampled_one() -> None:
     tissue = plain > 0.2 * plain.max()
     assert nrmse(reference[tissue], plain[tissue]) < 0.02
     assert nrmse(stage.fallback(given).array, reference) > 0.09
+
+
+def test_a_first_frame_of_noise_decides_no_weights_and_the_next_one_does() -> None:
+    from appliance.mri.reconstruct import require_signal
+
+    noise = noise_samples((4, 24, 64), 0.02)
+    covariance = np.eye(4) * 2 * 0.02**2
+    with pytest.raises(ValueError, match="no signal above noise"):
+        require_signal(noise, covariance)
+    require_signal(cine_kspace(0, (64, 64), 4)[:, 20:44], covariance)
+    require_signal(np.ones((4, 24, 64), np.complex64), np.eye(4) * 10)  # a point at the centre is no noise
