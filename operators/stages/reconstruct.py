@@ -43,7 +43,6 @@ class Settings(OperatorSettings):
 
 def make(settings: Settings, context: Context) -> Reconstruct:
     """Return the stage."""
-    del context
     return Reconstruct(settings)
 
 
@@ -136,10 +135,11 @@ class Reconstruct:
         known = self._slices.get(frame.position.slice)
         if known is None or not known.fits(frame, grid):
             known = self._calibrate(frame, grid, index)
-        unmixing = beside(known.unmixing.result(), frame.array)
         regular = mri.imaging_lines(index, frame.attachments["calibration_only"], grid.acceleration)
         lines = frame.array if len(regular) == len(index) else frame.array[:, regular]
-        image = mri.magnitude(mri.reconstruct(unmixing, grid, lines, index[regular]))
+        image = mri.magnitude(
+            mri.reconstruct(beside(known.unmixing.result(), frame.array), grid, lines, index[regular])
+        )
         if known.noise is None:
             covariance = prewhiten.noise_from_periphery(lines) if self._covariance is None else self._covariance
             known.noise = read_only(mri.noise_map(known.unmixing.result(), grid, index[regular], covariance))
