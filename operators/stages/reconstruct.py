@@ -137,13 +137,11 @@ class Reconstruct:
             known = self._calibrate(frame, grid, index)
         regular = mri.imaging_lines(index, frame.attachments["calibration_only"], grid.acceleration)
         lines = frame.array if len(regular) == len(index) else frame.array[:, regular]
-        image = mri.magnitude(
-            mri.reconstruct(beside(known.unmixing.result(), frame.array), grid, lines, index[regular])
-        )
+        image = mri.reconstruct(beside(known.unmixing.result(), frame.array), grid, lines, index[regular])
         if known.noise is None:
             covariance = prewhiten.noise_from_periphery(lines) if self._covariance is None else self._covariance
             known.noise = read_only(mri.noise_map(known.unmixing.result(), grid, index[regular], covariance))
-        return _image(frame, image, {"noise_map": known.noise})
+        return _image(frame, mri.magnitude(image), {"noise_map": known.noise})
 
 
 def _image(frame: Frame, image: Array, more: dict[str, Array]) -> Frame:
