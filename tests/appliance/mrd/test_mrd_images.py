@@ -162,7 +162,8 @@ def test_integers_keep_the_scale_and_window_of_the_first_image_and_clipping_is_t
     windows = [parse_meta(each.meta_xml)["WindowWidth"] for each in (one, brighter, clipped)]
     assert windows[0] == windows[1] == windows[2]
     n_clipped = int((first.array * 9 * 8191 / 2 > 65535.5).sum())
-    assert parse_meta(clipped.meta_xml)["ImageComments"] == [f"{n_clipped} pixels clipped"]
+    told = f"CLIPPED: {n_clipped} pixels lie outside the range that the first image of the scan set"
+    assert parse_meta(clipped.meta_xml)["ImageComments"] == [told]
 
 
 def test_only_single_images_can_be_answered() -> None:
