@@ -192,7 +192,9 @@ def run_graph(graph: Graph, stopping: threading.Event) -> str:
     """Run until told to stop or until the graph ends; return why it failed, or an empty text."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     running = graph.application().run_async()
-    time.sleep(0.2)  # it puts its own handlers in place, and they end the graph with frames still in it
+    while not graph.feed.started.wait(0.05) and not running.done():
+        continue
+    # Holoscan has now put its own handlers in place, and they would end the graph with frames still in it.
     for number, handler in handlers.items():
         signal.signal(number, handler)
     graph.start()

@@ -31,6 +31,7 @@ class SourceOp(Operator):
         self._event.event_state = AsynchronousEventState.EVENT_WAITING
         if len(self._feed) or self._feed.finished:
             self._wake()
+        self._feed.started.set()
 
     def _wake(self) -> None:
         self._event.event_state = AsynchronousEventState.EVENT_DONE

@@ -63,6 +63,7 @@ class Feed:
         self._n_frames = n_frames
         self._closed = False
         self.wake = wake
+        self.started = threading.Event()  # the graph runs and will take
         self.backlogs: list[Backlog] = []
         self.n_frames_in = 0
         self.latency = Latency()  # last byte in -> taken by the graph

@@ -21,14 +21,14 @@ def scale_for(first_image: Array) -> float:
     first_image : float, any shape, host or device; not modified. NaN and Inf are ignored.
         1.0 is returned for an image without a positive finite value.
     """
-    maximum = _maximum(first_image)
-    return FIRST_MAXIMUM / maximum if maximum > 0 else 1.0
+    return _scale_of(first_image) or 1.0
 
 
-def _maximum(image: Array) -> float:
-    """Largest finite value, at least 0."""
+def _scale_of(image: Array) -> float | None:
+    """The scale that `image` asks for; None where it shows nothing."""
     xp = namespace(image)
-    return float(xp.max(xp.where(xp.isfinite(image), image, 0), initial=0))
+    maximum = float(xp.max(xp.where(xp.isfinite(image), image, 0), initial=0))
+    return FIRST_MAXIMUM / maximum if maximum > 0 else None
 
 
 class ScanScale:
@@ -44,8 +44,8 @@ class ScanScale:
 
     def of(self, image: Array) -> float:
         """Return the scale for `image`."""
-        if self._scale is None and _maximum(image) > 0:
-            self._scale = scale_for(image)
+        if self._scale is None:
+            self._scale = _scale_of(image)
         return 1.0 if self._scale is None else self._scale
 
 

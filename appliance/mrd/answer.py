@@ -89,10 +89,11 @@ class AnswerEncoder:
         """Return the IMAGE message for `frame`, (y, x), any device."""
         place = place_of(frame)
         image = to_host(frame.array)
-        window_is_known = self._scale.decided
-        scale = self._scale.of(image) if self._data_type == "uint16" else 1.0
-        if not window_is_known:
-            self._scale.of(image)
+        first = not self._scale.decided
+        scale = self._scale.of(image)
+        if self._data_type == "float32":
+            scale = 1.0
+        if first:
             brightest = float(np.percentile(image, 99.5)) * scale
             self._window = (brightest / 2, max(brightest, 1e-6))
         pixels: NDArray[Any] = np.ascontiguousarray(image, np.float32)
