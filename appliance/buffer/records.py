@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.buffer.objects import Payload
+from appliance.buffer.segments import Payload, Place
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Job:
     kind: str
     meta: dict[str, Any] = field(repr=False)
     digest: str
+    place: Place
     priority: int
     attempts: int  # before this one
     created_s: float
@@ -37,12 +38,13 @@ class Job:
 class NewInstance:
     """A DICOM instance to keep as a Part 10 file, and to whom it is owed. `lineage` never holds identity."""
 
-    data: Payload = field(repr=False)
+    data: Payload = field(repr=False)  # empty where it goes through a writer
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     origin: str = "produced"
     peer: str = ""
+    association: str = ""  # which one brought it
     destinations: tuple[str, ...] = ()
     priority: int = 5
     scan_id: str = ""
@@ -72,3 +74,4 @@ class Delivery:
     transfer_syntax_uid: str
     digest: str
     n_bytes: int
+    place: Place

@@ -10,10 +10,10 @@ from pathlib import Path
 import sqlite_utils
 from sqlite_utils.db import DescIndex
 
-from appliance.buffer.objects import fsync_folder
+from appliance.buffer.segments import fsync_folder
 from appliance.errors import StorageError
 
-VERSION = 1
+VERSION = 2
 _BUSY_TIMEOUT_S = 30.0  # another process' commit takes milliseconds; this long means a stuck disk
 _FULL = 2  # PRAGMA synchronous
 
@@ -25,8 +25,11 @@ _TABLES: dict[str, dict[str, type]] = {
         "transfer_syntax_uid": str,
         "digest": str,
         "n_bytes": int,
+        "segment": str,
+        "position": int,
         "origin": str,  # produced | received
         "peer": str,
+        "association": str,  # which one brought it
         "conflict": int,  # 1: another instance has this UID and other bytes
         "created_s": float,
         "purged_s": float,
@@ -35,7 +38,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "id": int,
         "instance_id": int,
         "destination": str,
-        "state": str,  # queued | sending | sent | committed | held | quarantined
+        "state": str,  # queued | sending | sent | verified | committed | held | quarantined
         "priority": int,
         "attempts": int,
         "next_try_s": float,
@@ -48,7 +51,8 @@ _TABLES: dict[str, dict[str, type]] = {
         "kind": str,
         "meta": str,  # JSON; holds the identity of who was scanned
         "digest": str,
-        "n_bytes": int,
+        "segment": str,
+        "position": int,
         "state": str,  # queued | running | quarantined; a finished job's row is deleted
         "priority": int,
         "attempts": int,
@@ -56,6 +60,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "last_error": str,
         "created_s": float,
     },
+    "segments": {"id": int, "name": str, "indexed": int},  # the bytes of it that the other tables know
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
@@ -66,11 +71,13 @@ _NOT_NULL = {
 }
 _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("instances", ("sop_instance_uid", "digest"), True),
-    ("instances", ("digest",), False),
+    ("instances", ("segment",), False),
     ("instances", ("origin",), False),
     ("deliveries", ("instance_id", "destination"), True),
     ("deliveries", ("destination", "state", DescIndex("priority"), "id"), False),
     ("jobs", ("state", DescIndex("priority"), "id"), False),
+    ("jobs", ("segment",), False),
+    ("segments", ("name",), True),
     ("lineage", ("instance_id",), True),
 )
 
@@ -110,7 +117,12 @@ def open_database(path: Path) -> sqlite3.Connection:
         version = conn.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise StorageError(f"buffer: {path} has version {version}, this program knows {VERSION}; update nearscan")
-        if version < VERSION:
+        if 0 < version < VERSION:
+            raise StorageError(
+                f"buffer: {path} has version {version} of before the first release; deliver what it owes with the "
+                "version that made it, then move it away"
+            )
+        if version == 0:
             _create(conn)
         fsync_folder(path.parent)  # SQLite ignores it when its own fsync of the folder fails
     except (sqlite3.Error, OSError) as error:

@@ -76,7 +76,7 @@ class Destination:
             return False
         if self._failures and not self._probe(now):
             return False
-        batch = self._buffer.claim(self._name, now, _BATCH)
+        batch = self._buffer.outbox.claim(self._name, now, _BATCH)
         if not batch:
             self._reachable()  # as far as we know
             if self._assoc and now - self._used > _IDLE_RELEASE_S:
@@ -147,8 +147,8 @@ class Destination:
         self._settle(sent, now)
 
     def _settle(self, sent: list[Delivery], now: float) -> None:
-        self._buffer.mark_sent(sent, now)
-        self._buffer.release(self._name, now)
+        self._buffer.outbox.mark_sent(sent, now)
+        self._buffer.outbox.release(self._name, now)
         self._unsettled = False
 
     def _send_one(self, assoc: Association, delivery: Delivery, now: float) -> bool:
@@ -169,13 +169,13 @@ class Destination:
         if error.permanent:
             self._quarantine(delivery, str(error), now)
             return
-        self._buffer.retry_later(delivery, now + self._wait_s(delivery.attempts), str(error), now)
+        self._buffer.outbox.retry_later(delivery, now + self._wait_s(delivery.attempts), str(error), now)
         if error.status is None or is_out_of_resources(error.status):
             raise error
 
     def _quarantine(self, delivery: Delivery, reason: str, now: float) -> None:
         log.error("quarantined delivery %d: %s", delivery.delivery_id, reason)
-        self._buffer.quarantine(delivery, reason, now)
+        self._buffer.outbox.quarantine(delivery, reason, now)
         self._alarm(f"quarantine {self._name}", f"{reason}; the instance is kept in quarantine")
 
 

@@ -12,7 +12,7 @@ _GROUP_LENGTH = struct.Struct("<HH2sHI")  # (0002,0000) UL 4 bytes, Explicit VR 
 _LONGEST_META = 65536
 
 
-def dataset_of(file: bytes) -> memoryview:
+def dataset_of(file: bytes | bytearray) -> memoryview:
     """Give the encoded data set of `file`, without copying. Raises ObjectError when it is no Part 10 file."""
     if len(file) < _PREAMBLE + _GROUP_LENGTH.size or file[128:132] != b"DICM":
         raise ObjectError("part10: no DICM prefix; the object is not a Part 10 file")

@@ -103,7 +103,7 @@ def _encoding(values: Mapping[str, Any] | None) -> Encoding | None:
     return Encoding(**fields)
 
 
-def _images(entries: list[tuple[str, str, list[int]]], payload: bytes) -> dict[str, NDArray[Any]]:
+def _images(entries: list[tuple[str, str, list[int]]], payload: bytes | bytearray) -> dict[str, NDArray[Any]]:
     images, offset = {}, 0
     for kind, dtype, shape in entries:
         count = int(np.prod(shape))
@@ -114,7 +114,7 @@ def _images(entries: list[tuple[str, str, list[int]]], payload: bytes) -> dict[s
     return images
 
 
-def unpack(meta: Mapping[str, Any], payload: bytes) -> Spooled:
+def unpack(meta: Mapping[str, Any], payload: bytes | bytearray) -> Spooled:
     """Read back what `pack` wrote. Raises ValueError, KeyError or TypeError where it was not."""
     images = _images(meta["images"], payload)
     last = list(images.values())[-1]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.buffer import Buffer, NewInstance, NewJob, ObjectError
+from appliance.buffer.rebuild import rebuild
+from appliance.buffer.segments import Segments
 from appliance.errors import StorageError
 
 HOUR_S = 3600.0
@@ -18,8 +20,11 @@ def instance(uid="1.2.3", data=b"bytes", to=("pacs",), **more):
     return NewInstance(data, "1.2.840.10008.5.1.4.1.1.4", uid, "1.2.840.10008.1.2", destinations=to, **more)
 
 
-def object_files(data_dir: Path, folder="objects"):
-    return sorted(p.name for p in (data_dir / folder).rglob("*") if p.is_file())
+def kept_bytes(data_dir: Path, record="instance"):
+    """What the segments themselves still hold, by an opening of our own."""
+    segments = Segments(data_dir / "segments")
+    records = [one for name in segments.names() for one in segments.records(name)]
+    return sorted(bytes(segments.read(one.place, one.digest)) for one in records if one.meta.get("record") == record)
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def test_finishing_a_job_replaces_it_by_instances_and_what_is_owed(buffer, tmp_p
     counts = buffer.counts()
     assert (counts["produced"], counts["queued"], counts["jobs"]) == (2, 3, 0)
     assert counts["destinations"]["archive"]["queued"] == 1
-    assert object_files(tmp_path, "spool") == []
+    assert kept_bytes(tmp_path, "job") == []
     with pytest.raises(ValueError, match="is not running"):
         buffer.finish_job(job, [], 12)
 
@@ -68,9 +73,9 @@ def test_a_clock_that_was_set_back_delays_nothing(buffer):
     buffer.put_jobs([NewJob("build", {}, b"raw")], 5000)
     assert buffer.next_job("build", 1400) is not None
     buffer.put_instance(instance(), 5000)
-    (delivery,) = buffer.claim("pacs", 1400)
-    buffer.retry_later(delivery, 5060, "time-out", 5000)
-    assert len(buffer.claim("pacs", 1400)) == 1
+    (delivery,) = buffer.outbox.claim("pacs", 1400)
+    buffer.outbox.retry_later(delivery, 5060, "time-out", 5000)
+    assert len(buffer.outbox.claim("pacs", 1400)) == 1
 
 
 def test_a_quarantined_job_keeps_its_bytes(buffer, tmp_path):
@@ -79,7 +84,7 @@ def test_a_quarantined_job_keeps_its_bytes(buffer, tmp_path):
     assert buffer.next_job("build", 99) is None
     assert buffer.counts()["jobs_quarantined"] == 1
     buffer.recover(11 + 2e9)
-    assert len(object_files(tmp_path, "spool")) == 1
+    assert kept_bytes(tmp_path, "job") == [b"raw"]
 
 
 def test_same_uid_and_same_bytes_is_one_copy_owed_once(buffer, tmp_path):
@@ -87,7 +92,7 @@ def test_same_uid_and_same_bytes_is_one_copy_owed_once(buffer, tmp_path):
     assert (first.new, second.new, second.conflict) == (True, False, False)
     assert first.instance_id == second.instance_id
     assert buffer.counts()["queued"] == 1
-    assert len(object_files(tmp_path)) == 1
+    assert [buffer.read_instance(one) for one in buffer.outbox.claim("pacs", 3)] == [b"bytes"]
 
 
 def test_same_uid_and_other_bytes_keeps_both_and_holds_the_second(buffer, tmp_path):
@@ -95,51 +100,51 @@ def test_same_uid_and_other_bytes_keeps_both_and_holds_the_second(buffer, tmp_pa
     assert buffer.put_instance(instance(data=b"other"), 2).conflict
     counts = buffer.counts()
     assert (counts["conflicts"], counts["queued"], counts["held"], counts["produced"]) == (1, 1, 1, 2)
-    assert len(object_files(tmp_path)) == 2
-    assert [d.n_bytes for d in buffer.claim("pacs", 3)] == [5]
+    assert kept_bytes(tmp_path) == [b"bytes", b"other"]
+    assert [d.n_bytes for d in buffer.outbox.claim("pacs", 3)] == [5]
 
 
 def test_claim_takes_priority_then_age_and_only_what_is_due(buffer):
     for uid, priority in (("1.1", 5), ("1.2", 5), ("1.3", 9)):
         buffer.put_instance(instance(uid, uid.encode(), priority=priority), 1)
-    assert [d.sop_instance_uid for d in buffer.claim("pacs", 1, limit=2)] == ["1.3", "1.1"]
-    assert buffer.claim("archive", 1) == []
-    (late,) = buffer.claim("pacs", 1)
-    buffer.retry_later(late, 50, "0xA700", 2)
-    assert buffer.claim("pacs", 49) == []
-    assert [(d.sop_instance_uid, d.attempts) for d in buffer.claim("pacs", 50)] == [("1.2", 1)]
+    assert [d.sop_instance_uid for d in buffer.outbox.claim("pacs", 1, limit=2)] == ["1.3", "1.1"]
+    assert buffer.outbox.claim("archive", 1) == []
+    (late,) = buffer.outbox.claim("pacs", 1)
+    buffer.outbox.retry_later(late, 50, "0xA700", 2)
+    assert buffer.outbox.claim("pacs", 49) == []
+    assert [(d.sop_instance_uid, d.attempts) for d in buffer.outbox.claim("pacs", 50)] == [("1.2", 1)]
 
 
 @pytest.mark.parametrize(
     ("act", "state"),
     [
         (lambda b, d: None, "queued"),  # was in sending: nobody knows whether it arrived, so again
-        (lambda b, d: b.mark_sent([d], 2), "sent"),
-        (lambda b, d: b.retry_later(d, 9, "time-out", 2), "queued"),
-        (lambda b, d: b.quarantine(d, "0xC000", 2), "quarantined"),
-        (lambda b, d: b.release("pacs", 2), "queued"),
+        (lambda b, d: b.outbox.mark_sent([d], 2), "sent"),
+        (lambda b, d: b.outbox.retry_later(d, 9, "time-out", 2), "queued"),
+        (lambda b, d: b.outbox.quarantine(d, "0xC000", 2), "quarantined"),
+        (lambda b, d: b.outbox.release("pacs", 2), "queued"),
     ],
 )
 def test_restart_in_every_state(tmp_path, act, state):
     first = Buffer(tmp_path)
     first.put_instance(instance(), 1)
-    act(first, first.claim("pacs", 1)[0])
+    act(first, first.outbox.claim("pacs", 1)[0])
     first.close()
     second = Buffer(tmp_path)
     second.recover(3)
     counts = second.counts()
     assert {name: counts[name] for name in ("queued", "sending", "sent", "quarantined") if counts[name]} == {state: 1}
-    assert len(second.claim("pacs", 10)) == (state == "queued")
+    assert len(second.outbox.claim("pacs", 10)) == (state == "queued")
     second.close()
 
 
 def test_opening_does_not_take_back_what_another_process_is_sending(tmp_path):
     deliverer = Buffer(tmp_path)
     deliverer.put_instance(instance(), 1)
-    deliverer.claim("pacs", 1)
+    deliverer.outbox.claim("pacs", 1)
     console = Buffer(tmp_path)
     assert console.counts()["sending"] == 1
-    assert console.claim("pacs", 2) == []
+    assert console.outbox.claim("pacs", 2) == []
     deliverer.close()
     console.close()
 
@@ -188,18 +193,18 @@ def test_a_running_job_is_queued_again_by_recover(tmp_path):
 
 def test_below_the_reserve_intake_is_refused_and_deliveries_go_on(tmp_path, monkeypatch):
     buffer = Buffer(tmp_path, reserve_bytes=2_000_000_000)
-    monkeypatch.setattr(buffer._objects, "free_bytes", lambda: 2_000_001_000)
+    monkeypatch.setattr(buffer.segments, "free_bytes", lambda: 2_000_001_000)
     buffer.put_instance(instance(), 1)
     buffer.put_jobs([NewJob("build", {}, b"raw")], 1)
-    monkeypatch.setattr(buffer._objects, "free_bytes", lambda: 1_900_000_000)
+    monkeypatch.setattr(buffer.segments, "free_bytes", lambda: 1_900_000_000)
     wanted = "1.9 GB are free, 2.0 GB are reserved, 5 bytes refused; free the disk or let deliveries finish"
     with pytest.raises(StorageError, match=wanted):
         buffer.put_instance(instance("1.9"), 2)
     with pytest.raises(StorageError, match="reserved"):
         buffer.put_jobs([NewJob("build", {}, b"raw")], 2)
     buffer.finish_job(buffer.next_job("build", 2), [instance("1.5", b"built")], 2)
-    sent = buffer.claim("pacs", 2)
-    buffer.mark_sent(sent, 2)
+    sent = buffer.outbox.claim("pacs", 2)
+    buffer.outbox.mark_sent(sent, 2)
     assert buffer.counts()["sent"] == 2
     buffer.close()
 
@@ -210,34 +215,67 @@ def test_purge_never_takes_what_is_owed_anywhere(buffer, tmp_path, owed):
         buffer.put_instance(instance(data=b"older", to=()), 1)
     buffer.put_instance(instance(to=("archive", "pacs")), 1)
     if owed != "held":
-        buffer.mark_sent(buffer.claim("archive", 1), 1)
+        buffer.outbox.mark_sent(buffer.outbox.claim("archive", 1), 1)
     if owed == "sending":
-        buffer.claim("pacs", 1)
+        buffer.outbox.claim("pacs", 1)
     if owed == "quarantined":
-        buffer.quarantine(buffer.claim("pacs", 1)[0], "0xC000", 1)
-    before = object_files(tmp_path)
+        buffer.outbox.quarantine(buffer.outbox.claim("pacs", 1)[0], "0xC000", 1)
+    before = kept_bytes(tmp_path)
     assert buffer.purge(1e9, 0) == 0
-    assert object_files(tmp_path) == before
+    assert kept_bytes(tmp_path) == before != []
 
 
 def test_purge_takes_delivered_bytes_after_the_time_and_keeps_the_record(buffer, tmp_path):
     buffer.put_instance(instance(to=("archive", "pacs")), 1)
-    buffer.mark_sent(buffer.claim("archive", 1), 1)
-    buffer.mark_sent(buffer.claim("pacs", 2 * HOUR_S), 2 * HOUR_S)
+    buffer.outbox.mark_sent(buffer.outbox.claim("archive", 1), 1)
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 2 * HOUR_S), 2 * HOUR_S)
     assert buffer.purge(25 * HOUR_S, 24 * HOUR_S) == 0
     assert buffer.purge(26 * HOUR_S, 24 * HOUR_S) == 1
-    assert object_files(tmp_path) == []
+    assert kept_bytes(tmp_path) == []
     assert buffer.purge(99 * HOUR_S, 24 * HOUR_S) == 0
     counts = buffer.counts()
     assert (counts["produced"], counts["sent"]) == (1, 2)
 
 
-def test_purge_keeps_bytes_that_another_instance_shares(buffer, tmp_path):
+def test_purge_keeps_the_same_bytes_of_another_instance(buffer, tmp_path):
     buffer.put_instance(instance("1.1", b"same"), 1)
-    buffer.mark_sent(buffer.claim("pacs", 1), 1)
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 1), 1)
     buffer.put_instance(instance("1.2", b"same"), 2)
     assert buffer.purge(99, 0) == 1
-    assert buffer.read_instance(buffer.claim("pacs", 99)[0]) == b"same"
+    assert buffer.read_instance(buffer.outbox.claim("pacs", 99)[0]) == b"same"
+
+
+def test_purged_bytes_that_come_again_are_kept_again(buffer, tmp_path):
+    buffer.put_instance(instance(), 1)
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 1), 1)
+    assert buffer.purge(99, 0) == 1
+    assert not buffer.put_instance(instance(to=("pacs", "archive")), 100).new
+    assert kept_bytes(tmp_path) == [b"bytes"]
+    (delivery,) = buffer.outbox.claim("archive", 100)
+    assert buffer.read_instance(delivery) == b"bytes"
+
+
+def test_a_purged_instance_takes_no_space_and_its_segment_goes_when_nothing_in_it_is_wanted(tmp_path, monkeypatch):
+    first = Buffer(tmp_path)
+    data = bytes(range(256)) * 4096
+    for n in range(4):
+        first.put_instance(instance(f"1.{n}", data), 1)
+    (segment,) = (tmp_path / "segments").iterdir()
+    assert segment.stat().st_blocks * 512 > 4 * len(data)
+    first.outbox.mark_sent(first.outbox.claim("pacs", 1, limit=3), 1)
+    assert first.purge(99, 0) == 3
+    assert segment.stat().st_blocks * 512 < 2 * len(data)
+    first.outbox.mark_sent(first.outbox.claim("pacs", 1), 1)
+    first.purge(99, 0)
+    monkeypatch.setattr("appliance.buffer.segments._NEW_S", -1)
+    assert first.purge(99, 0) == 0
+    assert segment.exists(), "its writer lives"
+    first.close()
+    second = Buffer(tmp_path)
+    second.purge(99, 0)
+    assert not segment.exists()
+    assert second.counts()["sent"] == 4
+    second.close()
 
 
 def test_received_instances_that_nobody_is_owed_stay(buffer, tmp_path):
@@ -248,9 +286,9 @@ def test_received_instances_that_nobody_is_owed_stay(buffer, tmp_path):
 
 def test_altered_or_missing_bytes_are_noticed(buffer, tmp_path):
     buffer.put_instance(instance(), 1)
-    (delivery,) = buffer.claim("pacs", 1)
-    path = tmp_path / "objects" / delivery.digest
-    path.write_bytes(b"bytez")
+    (delivery,) = buffer.outbox.claim("pacs", 1)
+    (path,) = (tmp_path / "segments").iterdir()
+    path.write_bytes(path.read_bytes().replace(b"bytes", b"bytez"))
     with pytest.raises(ObjectError, match="was altered on the disk; check the disk"):
         buffer.read_instance(delivery)
     path.unlink()
@@ -260,14 +298,129 @@ def test_altered_or_missing_bytes_are_noticed(buffer, tmp_path):
 
 def test_a_uid_never_becomes_a_path(buffer, tmp_path):
     buffer.put_instance(instance("../../../evil"), 1)
-    assert all(len(name) == 64 for name in object_files(tmp_path))
+    assert {path.suffix for path in (tmp_path / "segments").iterdir()} == {".segment"}
     assert not list(tmp_path.parent.glob("evil*"))
+
+
+def receive(buffer, uid, data, now=1.0, **more):
+    with buffer.writer() as writer:
+        writer.write(data[:2])
+        writer.write(data[2:])
+        writer.commit(instance(uid, b"", origin="received", **more), now)
+
+
+def test_what_is_received_is_indexed_afterwards_in_order(buffer, tmp_path):
+    for n in range(3):
+        receive(buffer, f"1.{n}", b"bytes %d" % n, to=("pacs",))
+    assert buffer.counts()["received"] == 0
+    assert [kept.new for kept in buffer.index()] == [True, True, True]
+    assert buffer.index() == []
+    deliveries = buffer.outbox.claim("pacs", 1)
+    assert [buffer.read_instance(one) for one in deliveries] == [b"bytes 0", b"bytes 1", b"bytes 2"]
+
+
+def test_what_is_put_at_once_takes_what_waits_for_the_index_with_it(buffer):
+    receive(buffer, "1.1", b"first")
+    buffer.put_jobs([NewJob("build", {}, b"raw")], 1)
+    assert buffer.counts()["received"] == 1
+    assert buffer.index() == []
+
+
+def test_a_writer_that_is_left_keeps_nothing(buffer, tmp_path):
+    with buffer.writer() as writer:
+        writer.write(b"x" * 100_000)
+    receive(buffer, "1.1", b"bytes")
+    assert kept_bytes(tmp_path) == [b"bytes"]
+    assert (tmp_path / "segments").stat() and len(list((tmp_path / "segments").iterdir())) == 1
+
+
+def test_writers_at_the_same_time_do_not_meet(buffer, tmp_path):
+    with buffer.writer() as one, buffer.writer() as other:
+        one.write(b"one")
+        other.write(b"oth")
+        one.write(b"-1")
+        other.write(b"er")
+        other.commit(instance("1.2", origin="received"), 1)
+        one.commit(instance("1.1", origin="received"), 1)
+    buffer.index()
+    assert kept_bytes(tmp_path) == [b"one-1", b"other"]
+
+
+def test_conflict_and_copy_are_told_by_the_index(buffer, tmp_path):
+    for data in (b"bytes", b"bytes", b"other"):
+        receive(buffer, "1.1", data, to=())
+    assert [(kept.new, kept.conflict) for kept in buffer.index()] == [(True, False), (False, False), (True, True)]
+    assert kept_bytes(tmp_path) == [b"bytes", b"other"]
+
+
+def test_what_a_killed_process_had_not_indexed_is_indexed_by_recover(tmp_path):
+    first = Buffer(tmp_path)
+    receive(first, "1.1", b"acknowledged")
+    first.close()
+    second = Buffer(tmp_path)
+    assert second.counts()["received"] == 0
+    second.recover(2)
+    second.recover(3)
+    assert second.counts()["received"] == 1
+    second.close()
+
+
+def test_the_index_waits_while_the_database_cannot_be_written(buffer, monkeypatch):
+    receive(buffer, "1.1", b"bytes")
+    with monkeypatch.context() as broken:
+        broken.setattr(buffer.segments, "records", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        with pytest.raises(StorageError, match="not written"):
+            buffer.index()
+    assert len(buffer.index()) == 1
+
+
+def test_rebuild_makes_the_same_buffer_from_the_bytes_alone(tmp_path):
+    first = Buffer(tmp_path)
+    first.put_jobs([NewJob("build", {"n": 1}, b"raw", priority=7), NewJob("build", {"n": 2}, b"done")], 1)
+    first.put_instance(instance("1.1", b"same", priority=9, scan_id="scan-1"), 1)
+    first.put_instance(instance("1.1", b"same", to=("archive",)), 2)
+    first.put_instance(instance("1.1", b"other"), 3)
+    receive(first, "1.2", b"received", peer="SCANNER")
+    done = [first.next_job("build", 3), first.next_job("build", 3)]
+    first.finish_job(done[1], [instance("1.3", b"built")], 3)
+    first.outbox.mark_sent(first.outbox.claim("pacs", 3, limit=1), 3)
+    assert first.purge(4, 0) == 0
+    first.index()
+    columns = "SELECT sop_instance_uid, digest, n_bytes, segment, position, origin, peer, conflict FROM instances"
+    before, jobs = first.database.query(columns), first.database.query("SELECT kind, meta, priority FROM jobs")
+    first.close()
+    (tmp_path / "nearscan.sqlite").write_bytes(b"not a database" * 100)
+    assert rebuild(tmp_path, 9) == 4
+    second = Buffer(tmp_path)
+    assert second.database.query(columns) == before
+    assert second.database.query("SELECT kind, meta, priority FROM jobs") == jobs
+    counts = second.counts()
+    assert (counts["queued"], counts["held"], counts["sent"]) == (4, 1, 0), "owed again rather than never"
+    assert list(tmp_path.glob("before-rebuild-9-*"))
+    second.close()
+
+
+def test_a_damaged_database_is_told_and_nothing_is_claimed_from_it(tmp_path):
+    first = Buffer(tmp_path)
+    for n in range(200):
+        first.put_instance(instance(f"1.{n}", b"%d" % n), 1)
+    first.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    first.close()
+    path = tmp_path / "nearscan.sqlite"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2 :] = b"\xff" * (len(raw) - len(raw) // 2)
+    path.write_bytes(raw)
+    second = Buffer(tmp_path)
+    with pytest.raises(StorageError, match="run 'nearscan buffer rebuild'"):
+        second.recover(2)
+    second.close()
+    assert rebuild(tmp_path, 3) == 200
 
 
 def test_audit_rows_cannot_be_changed_and_a_forged_one_is_found(buffer, tmp_path):
     buffer.put_instance(instance(), 1)
     buffer.record("scan end", "scan-1", "complete", 2)
-    buffer.mark_sent(buffer.claim("pacs", 3), 3)
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 3), 3)
     assert buffer.first_broken_audit_row() is None
     intruder = sqlite3.connect(tmp_path / "nearscan.sqlite")
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -280,8 +433,8 @@ def test_audit_rows_cannot_be_changed_and_a_forged_one_is_found(buffer, tmp_path
 
 
 def test_the_database_is_durable_and_private(buffer, tmp_path):
-    assert buffer._query("PRAGMA journal_mode") == [("wal",)]
-    assert buffer._query("PRAGMA synchronous") == [(2,)]
+    assert buffer.database.query("PRAGMA journal_mode") == [("wal",)]
+    assert buffer.database.query("PRAGMA synchronous") == [(2,)]
     assert (tmp_path / "nearscan.sqlite").stat().st_mode & 0o007 == 0
     assert (tmp_path / "nearscan.sqlite-wal").stat().st_mode & 0o007 == 0
 
@@ -291,7 +444,7 @@ def test_a_newer_database_is_refused(tmp_path):
     conn = sqlite3.connect(tmp_path / "nearscan.sqlite")
     conn.execute("PRAGMA user_version = 99")
     conn.close()
-    with pytest.raises(StorageError, match="has version 99, this program knows 1; update nearscan"):
+    with pytest.raises(StorageError, match="has version 99, this program knows 2; update nearscan"):
         Buffer(tmp_path)
 
 
@@ -299,17 +452,6 @@ def test_a_database_that_is_none_is_refused(tmp_path):
     (tmp_path / "nearscan.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(StorageError, match=r"cannot open .*; check site.data_dir and its disk"):
         Buffer(tmp_path)
-
-
-def test_recover_sweeps_what_a_killed_writer_left(buffer, tmp_path):
-    (tmp_path / "objects" / "temp" / "1-1").write_bytes(b"half")
-    (tmp_path / "spool" / ("f" * 64)).write_bytes(b"job that was never acknowledged")
-    buffer.put_jobs([NewJob("build", {}, b"raw")], 1)
-    buffer.recover(0)
-    assert len(object_files(tmp_path, "spool")) == 2
-    buffer.recover(1e11)
-    assert object_files(tmp_path) == []
-    assert buffer.read_job(buffer.next_job("build", 1)) == b"raw"
 
 
 def test_identity_in_a_job_is_in_no_repr(buffer):

@@ -100,7 +100,7 @@ def owed(bench):
     buffer = Buffer(bench.settings.site.data_dir)
     for i in range(5):
         buffer.put_instance(NewInstance(b"%d" % i, "1.2", f"1.2.{i}", "1.2", destinations=("pacs",)), i)
-    claimed = buffer.claim("pacs", 10, 4)
-    buffer.mark_sent(claimed[:3], 10)
-    buffer.quarantine(claimed[3], "refused", 10)
+    claimed = buffer.outbox.claim("pacs", 10, 4)
+    buffer.outbox.mark_sent(claimed[:3], 10)
+    buffer.outbox.quarantine(claimed[3], "refused", 10)
     buffer.close()

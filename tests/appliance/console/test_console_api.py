@@ -69,7 +69,7 @@ def test_status_merges_what_the_processes_and_the_buffer_say(bench, owed):
     assert said["processes"]["pipeline-mri-live"]["frames"] == {"in": 7}
     assert said["processes"]["deliverer"]["alarms"] == {"pacs": "does not answer"}
     assert said["buffer"]["produced"] == 5
-    expected = {"queued": 1, "sending": 0, "sent": 3, "committed": 0, "held": 0, "quarantined": 1}
+    expected = {"queued": 1, "sending": 0, "sent": 3, "verified": 0, "committed": 0, "held": 0, "quarantined": 1}
     assert said["buffer"]["destinations"]["pacs"] == expected
 
 

@@ -41,7 +41,7 @@ class Fuse:
 
 def work(folder, port, jobs):
     buffer = Buffer(folder / "data")
-    buffer._conn.set_trace_callback(fuse.step)
+    buffer.database._conn.set_trace_callback(fuse.step)
     acknowledged = os.open(folder / "acknowledged", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     peer = DicomDestination(host="127.0.0.1", port=port, ae_title="PEER", timeout_s=5)
     destination = Destination("pacs", peer, buffer, Waits(), lambda key, text: None)
@@ -65,7 +65,7 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid == 0:
             fuse = Fuse(n)
-            for name in ("fsync", "replace", "write", "unlink", "open"):
+            for name in ("fsync", "fdatasync", "ftruncate", "pwrite", "write", "open"):
                 setattr(os, name, fuse.before(getattr(os, name)))
             work(folder, port, jobs)
             os._exit(0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from appliance.buffer import NewJob
+from appliance.buffer import NewJob, segments
 from appliance.dicom import build_results as module
 from appliance.dicom.build_results import MAX_ATTEMPTS, build_next, build_results
 from appliance.dicom.spool import KIND, pack
@@ -22,7 +22,7 @@ def test_a_job_becomes_both_series_owed_to_each_destination(buffer, make_spooled
     assert [build_next(buffer, no_alarm, 1) for _ in range(4)] == [True, True, True, False]
     counts = buffer.counts()
     assert (counts["produced"], counts["queued"], counts["jobs"]) == (6, 12, 0)
-    assert [d.priority for d in buffer.claim("archive", 1)] == [7] * 6
+    assert [d.priority for d in buffer.outbox.claim("archive", 1)] == [7] * 6
 
 
 def test_the_same_image_spooled_twice_is_owed_once(buffer, make_spooled):
@@ -61,8 +61,8 @@ def test_a_job_that_cannot_be_built_is_retried_then_quarantined_and_names_nobody
     (text,) = alarms.values()
     assert "cannot be built (TypeError in unpack, line" in text
     assert text.endswith("it is kept in quarantine, report it")
-    everything = caplog.text + text + str(buffer._query("SELECT last_error FROM jobs"))
-    everything += str(buffer._query("SELECT * FROM audit"))
+    everything = caplog.text + text + str(buffer.database.query("SELECT last_error FROM jobs"))
+    everything += str(buffer.database.query("SELECT * FROM audit"))
     assert "Muster" not in everything
     assert "4711" not in everything
 
@@ -79,20 +79,20 @@ def test_an_image_without_geometry_is_quarantined_with_words(buffer, make_spoole
 def test_a_full_disk_costs_no_attempt(buffer, make_spooled, monkeypatch):
     buffer.put_jobs([pack(make_spooled(), 5)], 1)
     stop, alarms = threading.Event(), []
-    write, calls = buffer._objects.write, []
+    write, calls = segments._write_all, []
 
-    def full_twice(objects):
+    def full_twice(*args):
         calls.append(1)
         if len(calls) <= 2:
             raise OSError(28, "No space left on device")
-        return write(objects)
+        return write(*args)
 
     def alarm(key, text):
         alarms.append((key, text))
         if len(calls) > 2 and not text:
             stop.set()
 
-    monkeypatch.setattr(buffer._objects, "write", full_twice)
+    monkeypatch.setattr(segments, "_write_all", full_twice)
     monkeypatch.setattr(module, "_IDLE_S", 0.001)
     build_results(buffer, stop, alarm)
     told = "buffer: not written: No space left on device; check the disk of site.data_dir"

@@ -9,6 +9,7 @@ import pytest
 from pydicom import dcmread
 
 from appliance.buffer import Buffer, NewInstance
+from appliance.buffer.segments import Place
 from appliance.dicom.build_results import build_next
 from appliance.dicom.deliver import Deliverer, Destination, _only_deliverer
 from appliance.dicom.spool import pack
@@ -68,8 +69,8 @@ def test_everything_arrives_in_order_priority_first(buffer, owe, destination, sc
 def test_the_bytes_that_arrive_are_those_that_were_kept(buffer, owe, destination, scp):
     port, got = scp()
     owe(1)
-    digest = buffer._query("SELECT digest FROM instances")[0][0]
-    kept = buffer._objects.read(digest)
+    digest, *place = buffer.database.query("SELECT digest, segment, position FROM instances")[0]
+    kept = buffer.segments.read(Place(*place), digest)
     destination(port).step(1)
     assert got[0].data[-2 * 48 * 32 :] == kept[-2 * 48 * 32 :]
     assert len(got[0].data) - got[0].data.index(b"\x08\x00\x05\x00") == len(kept) - kept.index(b"\x08\x00\x05\x00")
@@ -77,7 +78,7 @@ def test_the_bytes_that_arrive_are_those_that_were_kept(buffer, owe, destination
 
 def test_a_permanent_status_quarantines_that_one_and_the_rest_go_on(buffer, owe, destination, scp, alarms):
     owe(3)
-    uids = [row[0] for row in buffer._query("SELECT sop_instance_uid FROM instances ORDER BY id")]
+    uids = [row[0] for row in buffer.database.query("SELECT sop_instance_uid FROM instances ORDER BY id")]
     port, _ = scp(lambda received: 0xC000 if received.sop_instance_uid == uids[1] else 0)
     destination(port).step(1)
     assert states(buffer) == {"sent": 2, "quarantined": 1}
@@ -105,7 +106,7 @@ def test_out_of_resources_leaves_the_destination_alone_then_all_arrive(buffer, o
 
 def test_another_transient_status_delays_only_that_instance(buffer, owe, destination, scp):
     owe(3)
-    first = buffer._query("SELECT sop_instance_uid FROM instances ORDER BY id LIMIT 1")[0][0]
+    first = buffer.database.query("SELECT sop_instance_uid FROM instances ORDER BY id LIMIT 1")[0][0]
     port, _ = scp(lambda received: 0x0110 if received.sop_instance_uid == first else 0)
     one = destination(port)
     one.step(1)
@@ -136,9 +137,9 @@ def test_while_it_waits_a_destination_is_probed_and_not_sent_to(buffer, owe, des
     port, _ = scp()
     one = destination(1)
     one.step(1)
-    attempts = buffer._query("SELECT max(attempts) FROM deliveries")[0][0]
+    attempts = buffer.database.query("SELECT max(attempts) FROM deliveries")[0][0]
     one.step(1000)
-    assert attempts == buffer._query("SELECT max(attempts) FROM deliveries")[0][0] == 0
+    assert attempts == buffer.database.query("SELECT max(attempts) FROM deliveries")[0][0] == 0
     assert states(buffer) == {"queued": 2}
     one._peer = one._peer.model_copy(update={"port": port})
     one.step(2000)
@@ -147,9 +148,12 @@ def test_while_it_waits_a_destination_is_probed_and_not_sent_to(buffer, owe, des
 
 def test_an_object_damaged_on_disk_is_quarantined_and_not_sent(buffer, owe, destination, scp, alarms, tmp_path):
     owe(2)
-    digest = buffer._query("SELECT digest FROM instances ORDER BY id")[0][0]
-    path = tmp_path / "data" / "objects" / digest
-    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    segment, position, n_bytes = buffer.database.query("SELECT segment, position, n_bytes FROM instances ORDER BY id")[
+        0
+    ]
+    with (tmp_path / "data" / "segments" / segment).open("r+b") as file:
+        file.seek(position + 64 + n_bytes - 1)
+        file.write(b"\xa5")
     port, got = scp()
     destination(port).step(1)
     assert states(buffer) == {"sent": 1, "quarantined": 1}
@@ -168,7 +172,7 @@ def test_what_is_no_part10_file_is_quarantined(buffer, destination, scp, alarms)
 
 def test_what_a_killed_deliverer_was_sending_is_sent_again(buffer, owe, destination, scp):
     owe(3)
-    buffer.claim("pacs", 1, 2)
+    buffer.outbox.claim("pacs", 1, 2)
     port, _ = scp()
     destination(port).step(2)
     assert states(buffer) == {"sent": 3}

@@ -64,7 +64,7 @@ def test_a_kill_at_any_step_loses_nothing_that_was_acknowledged(tmp_path, scp, m
         before, after = finish(folder, port)
         assert before["sent"] >= n_sent, folder
         assert before["produced"] + before["jobs"] >= n_spooled, folder
-        assert after["sent"] == after["produced"] == before["produced"] + before["jobs"], folder
+        assert n_spooled <= after["sent"] == after["produced"] <= before["produced"] + before["jobs"], folder
         assert after["jobs"] == after["conflicts"] == after["quarantined"] == 0, folder
         numbers = [dcmread(BytesIO(received.data)).InstanceNumber for received in got]
         assert len(numbers) == after["sent"] - before["sent"], folder

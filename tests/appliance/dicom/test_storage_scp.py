@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.buffer import Buffer
+from appliance.buffer.segments import Place
 from appliance.dicom.association import Association
 from appliance.dicom.mr_image import instances
 from appliance.dicom.part10 import dataset_of
@@ -96,8 +97,9 @@ def test_the_receiver_keeps_what_storescu_sends(tmp_path, make_spooled, free_por
         counts = inbox.counts()
         assert (counts["received"], counts["conflicts"], counts["destinations"]) == (2, 0, {})
         for instance in built:
-            digest = inbox._query("SELECT digest FROM instances WHERE sop_instance_uid=?", (instance.sop_instance_uid,))
-            kept = inbox._objects.read(digest[0][0])
+            columns = "SELECT digest, segment, position FROM instances WHERE sop_instance_uid = ?"
+            ((digest, *place),) = inbox.database.query(columns, (instance.sop_instance_uid,))
+            kept = inbox.segments.read(Place(*place), digest)
             assert bytes(dataset_of(kept))[-3072:] == bytes(dataset_of(instance.data))[-3072:]
         inbox.close()
     finally:
@@ -140,8 +142,8 @@ def test_the_simulated_pacs_counts_objects_not_transmissions(tmp_path):
     finally:
         server.shutdown()
     assert count(folder) == 3
-    names = [path.name for path in folder.rglob("*") if path.is_file()]
-    assert all(len(name) == 64 for name in names)
+    assert {path.suffix for path in (folder / "segments").iterdir()} == {".segment"}
+    assert not list(tmp_path.rglob("evil*"))
 
 
 def test_the_simulated_pacs_comes_back_on_the_same_port(tmp_path, free_port):

@@ -125,7 +125,7 @@ def test_series(context, tmp_path, series, denoised, kept):
 def test_the_end_is_recorded(context, tmp_path):
     run(context, [frame(0)])
     buffer = Buffer(tmp_path)
-    assert buffer._query("SELECT subject, detail FROM audit WHERE event = 'scan end'") == [
+    assert buffer.database.query("SELECT subject, detail FROM audit WHERE event = 'scan end'") == [
         ("scan-1", "complete, 1 frames: ")
     ]
     buffer.close()
