@@ -77,6 +77,7 @@ install_checkout() {
 # Programs that tests talk to, as "program package".
 peers='Orthanc orthanc
 storescu dcmtk
+strace strace
 dciodvfy dicom3tools
 chromium chromium
 g++ g++'
