@@ -21,8 +21,11 @@ from pynetdicom.presentation import build_context
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from appliance.errors import PeerError
 
-ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, ABORT = 0x02, 0x03, 0x04, 0x05, 0x07
-C_STORE_RQ, C_ECHO_RQ, RESPONSE = 0x0001, 0x0030, 0x8000
+ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
+C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0030, 0x0FFF, 0x8000
+N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
+NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
+NO_DATASET = 0x0101
 LONGEST_PDU = 65536  # what we offer to receive; answers have a few hundred bytes
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -30,7 +33,7 @@ RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
 ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
 
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-_NO_DATASET, _DATASET = 0x0101, 0x0001
+_DATASET = 0x0001
 _MEDIUM = 0x0000
 _COMMAND, _LAST = 1, 2  # message control header, PS3.8 annex E
 _LARGEST_FRAGMENT = 1 << 20  # where the peer sets no limit
@@ -92,7 +95,7 @@ def _us(element: int, value: int) -> bytes:
 
 
 def _ui(element: int, uid: str) -> bytes:
-    value = uid.encode("ascii")
+    value = uid.encode("ascii", "replace")
     return _element(element, value + b"\0" * (len(value) % 2))
 
 
@@ -103,7 +106,7 @@ def _command(elements: bytes) -> bytes:
 def echo_rq(message_id: int) -> bytes:
     """Encode a C-ECHO-RQ (PS3.7 9.3.5.1)."""
     return _command(
-        _ui(0x0002, VERIFICATION) + _us(0x0100, C_ECHO_RQ) + _us(0x0110, message_id) + _us(0x0800, _NO_DATASET)
+        _ui(0x0002, VERIFICATION) + _us(0x0100, C_ECHO_RQ) + _us(0x0110, message_id) + _us(0x0800, NO_DATASET)
     )
 
 
@@ -116,6 +119,20 @@ def store_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> byte
         + _us(0x0700, _MEDIUM)
         + _us(0x0800, _DATASET)
         + _ui(0x1000, sop_instance_uid)
+    )
+
+
+def response(
+    request: int, message_id: int, status: int, sop_class_uid: str, sop_instance_uid: str, *, dataset: bool = False
+) -> bytes:
+    """Encode the response to any request (PS3.7 9.3 and 10.3); empty UIDs are left out."""
+    return _command(
+        (_ui(0x0002, sop_class_uid) if sop_class_uid else b"")
+        + _us(0x0100, request | RESPONSE)
+        + _us(0x0120, message_id)
+        + _us(0x0800, _DATASET if dataset else NO_DATASET)
+        + _us(0x0900, status)
+        + (_ui(0x1000, sop_instance_uid) if sop_instance_uid else b"")
     )
 
 
@@ -160,7 +177,7 @@ def p_data(context_id: int, data: bytes | memoryview, longest: int, *, command: 
         yield piece
 
 
-def fragments(body: bytes) -> Iterator[tuple[int, bool, bool, bytes]]:
+def fragments(body: bytes | memoryview) -> Iterator[tuple[int, bool, bool, bytes | memoryview]]:
     """Split a P-DATA-TF body into (context, is command, is last, bytes). Raises PeerError."""
     offset = 0
     while offset < len(body):

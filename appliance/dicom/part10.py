@@ -6,10 +6,34 @@ from __future__ import annotations
 import struct
 
 from appliance.buffer import ObjectError
+from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _PREAMBLE = 132  # 128 bytes and "DICM"
 _GROUP_LENGTH = struct.Struct("<HH2sHI")  # (0002,0000) UL 4 bytes, Explicit VR Little Endian
 _LONGEST_META = 65536
+
+
+def header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Give what comes before a data set in a file: preamble, prefix and file meta information (PS3.10 7.1).
+
+    It names nobody and no time, so that the same data set always makes the same file.
+    """
+    meta = _element(0x0001, b"OB", b"\0\1") + b"".join(
+        _element(element, b"UI", uid.encode("ascii"))
+        for element, uid in (
+            *((0x0002, sop_class_uid), (0x0003, sop_instance_uid), (0x0010, transfer_syntax_uid)),
+            (0x0012, IMPLEMENTATION_CLASS_UID),
+        )
+    )
+    meta += _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode("ascii"))
+    return bytes(128) + b"DICM" + _GROUP_LENGTH.pack(2, 0, b"UL", 4, len(meta)) + meta
+
+
+def _element(element: int, vr: bytes, value: bytes) -> bytes:
+    value += (b" " if vr == b"SH" else b"\0") * (len(value) % 2)
+    if vr == b"OB":
+        return struct.pack("<HH2sxxI", 2, element, vr, len(value)) + value
+    return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
 
 
 def dataset_of(file: bytes | bytearray) -> memoryview:

@@ -1,66 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The receiver process: what comes in is on disk, in the inbox, before it is acknowledged."""
+"""The receiver process: what comes in is on disk before it is acknowledged, and in the index soon after."""
 
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
-from appliance.buffer import Buffer, NewInstance
+from appliance.buffer import Buffer, Kept
 from appliance.dicom import status
+from appliance.dicom.acceptor import CALLED_UNKNOWN, Acceptor
 from appliance.dicom.build_results import Alarm
-from appliance.dicom.storage_scp import Received, serve
+from appliance.dicom.keep_instance import KeepInstance
+from appliance.dicom.negotiation import Request
+from appliance.dicom.services import Incoming, NRequest, NResponse
 from appliance.errors import ConfigError, StorageError
 from appliance.settings import Settings
 
+_INDEX_S = 0.05  # instances that came within this time share one transaction
+
 
 class Receiver:
-    """What the receiver process does."""
+    """What the receiver process does; the services of its listener."""
 
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
         if settings.listen.dicom is None:
             raise ConfigError("receive: listen.dicom is not set; add it or run no receiver")
         self._listen, self._alarm = settings.listen.dicom, alarm
         self._buffer = Buffer(settings.site.data_dir, int(settings.buffer.reserve_gb * 1e9))
+        self._lock = threading.Lock()
         self._received = self._refused = self.port = 0
+        self._acceptor: Acceptor | None = None
+        self._waiting = threading.Event()  # something is to be indexed
 
     def run(self, stop: threading.Event) -> None:
         """Listen until `stop`."""
+        address = self._listen.bind, self._listen.port
         try:
-            server = serve(self._listen.bind, self._listen.port, self._listen.ae_title, self.keep)
+            self._acceptor = Acceptor(address, self, refusal=self._refusal)
         except OSError as error:
-            text = f"receive: cannot listen on {self._listen.bind}:{self._listen.port}: {error.strerror}"
+            text = f"receive: cannot listen on {address[0]}:{address[1]}: {error.strerror}"
             raise ConfigError(f"{text}; check listen.dicom") from error
-        self.port = server.server_address[1]
+        self.port = self._acceptor.address[1]
+        self._index(self._buffer.index_left_behind)  # of an earlier process that was killed
         try:
-            stop.wait()
+            while not stop.is_set():
+                if self._waiting.wait(0.2):
+                    stop.wait(_INDEX_S)
+                    self._waiting.clear()
+                    self._index(self._buffer.index)
         finally:
-            server.shutdown()
+            self._acceptor.close()
+            self._index(self._buffer.index)
 
-    def keep(self, received: Received) -> int:
-        """Keep one instance; give the status to answer."""
-        instance = NewInstance(
-            received.data,
-            received.sop_class_uid,
-            received.sop_instance_uid,
-            received.transfer_syntax_uid,
-            origin="received",
-            peer=received.peer,
-        )
+    def _refusal(self, request: Request, address: str) -> int | None:
+        del address
+        return CALLED_UNKNOWN if request.called_ae_title != self._listen.ae_title else None
+
+    def store(self, incoming: Incoming) -> KeepInstance:
+        """Begin to keep one instance."""
+        return KeepInstance(self._buffer, incoming, self._told)
+
+    def normalized(self, request: NRequest) -> NResponse:
+        """None of these yet."""
+        del request
+        return NResponse(status.UNRECOGNIZED)
+
+    def ended(self, association: str, *, released: bool) -> None:
+        """Nothing depends on it yet."""
+
+    def _told(self, refused: str) -> None:
+        with self._lock:
+            self._received += not refused
+            self._refused += bool(refused)
+        self._alarm("receiver", refused)
+        self._waiting.set()
+
+    def _index(self, index: Callable[[], list[Kept]]) -> None:
+        """The bytes are safe whatever happens here: what cannot be indexed now is indexed later."""
         try:
-            kept = self._buffer.put_instance(instance, time.time())
+            kept = index()
         except StorageError as error:
-            self._refused += 1
-            self._alarm("receiver", str(error))
-            return status.OUT_OF_RESOURCES
-        self._received += 1
-        self._alarm("receiver", "receive: one UID came with different bytes; both are kept" if kept.conflict else "")
-        return status.SUCCESS
+            self._alarm("receiver index", f"{error}; what came in is safe and waits for the index")
+            self._waiting.set()
+            return
+        self._alarm("receiver index", "")
+        if any(one.conflict for one in kept):
+            self._alarm("receiver conflict", "receive: one UID came with different bytes; both are kept")
 
     def status(self) -> dict[str, Any]:
         """Plain values."""
-        return {"received": self._received, "refused": self._refused, "port": self.port}
+        listener = self._acceptor.status() if self._acceptor else {}
+        return {"received": self._received, "refused": self._refused, "port": self.port, "listener": listener}
 
     def close(self) -> None:
         """Close the buffer, after `run`."""

@@ -4,24 +4,46 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
-from appliance.buffer import Buffer, NewInstance
+from appliance.buffer import Buffer
 from appliance.dicom import status
-from appliance.dicom.storage_scp import Received, Server, serve
+from appliance.dicom.acceptor import CALLED_UNKNOWN, Acceptor
+from appliance.dicom.keep_instance import KeepInstance
+from appliance.dicom.negotiation import Request
+from appliance.dicom.services import Incoming, NRequest, NResponse
 
 
-def serve_pacs(folder: Path, port: int, ae_title: str, bind: str = "127.0.0.1") -> Server:
-    """Listen in threads of this process; port 0 takes a free one (`.server_address[1]`), `.shutdown()` ends it."""
-    buffer = Buffer(folder)
+class Pacs:
+    """The services of its listener."""
 
-    def keep(received: Received) -> int:
-        uids = received.sop_class_uid, received.sop_instance_uid, received.transfer_syntax_uid
-        buffer.put_instance(NewInstance(received.data, *uids, origin="received", peer=received.peer), time.time())
-        return status.SUCCESS
+    def __init__(self, folder: Path) -> None:
+        self._buffer = Buffer(folder)
 
-    return serve(bind, port, ae_title, keep)
+    def store(self, incoming: Incoming) -> KeepInstance:
+        """Keep it, and index it at once: `count` is another process."""
+        return KeepInstance(self._buffer, incoming, lambda refused: None if refused else self._index())
+
+    def _index(self) -> None:
+        self._buffer.index()
+
+    def normalized(self, request: NRequest) -> NResponse:
+        """It knows none."""
+        del request
+        return NResponse(status.UNRECOGNIZED)
+
+    def ended(self, association: str, *, released: bool) -> None:
+        """Nothing to do."""
+
+
+def serve_pacs(folder: Path, port: int, ae_title: str, bind: str = "127.0.0.1") -> Acceptor:
+    """Listen in threads of this process; port 0 takes a free one (`.address[1]`), `.close()` ends it."""
+
+    def refusal(request: Request, address: str) -> int | None:
+        del address
+        return CALLED_UNKNOWN if request.called_ae_title != ae_title else None
+
+    return Acceptor((bind, port), Pacs(folder), refusal=refusal)
 
 
 def run_pacs(folder: Path, port: int, ae_title: str, stop: threading.Event) -> None:
@@ -30,7 +52,7 @@ def run_pacs(folder: Path, port: int, ae_title: str, stop: threading.Event) -> N
     try:
         stop.wait()
     finally:
-        server.shutdown()
+        server.close()
 
 
 def count(folder: Path) -> int:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spooled images of every kind for the DICOM tests."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from appliance.buffer import Buffer
+from appliance.dicom import negotiation
+from appliance.dicom.acceptor import Acceptor
+from appliance.dicom.part10 import header
+from appliance.dicom.services import NResponse
 from appliance.dicom.spool import Spooled, images_to_keep
-from appliance.dicom.storage_scp import serve
 from appliance.frames import Applied, Encoding, Finding, Frame, Identity, Mark, Position, Scan, read_only
 
 NAME, PATIENT_ID, BIRTH = "Muster^Erika", "SECRET-4711", "19641112"
@@ -121,12 +124,50 @@ def buffer(tmp_path):
     opened.close()
 
 
+@dataclass(frozen=True)
+class Received:
+    """One instance as a Part 10 file."""
+
+    data: bytes
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    peer: str
+
+
+class Collecting:
+    """A writer into memory."""
+
+    def __init__(self, scp, incoming):
+        self.scp, self.incoming, self.parts = scp, incoming, []
+
+    def write(self, data):
+        self.parts.append(bytes(data))
+
+    def commit(self):
+        one = self.incoming
+        uids = one.sop_class_uid, one.sop_instance_uid, one.transfer_syntax_uid
+        return self.scp.keep(Received(b"".join([header(*uids), *self.parts]), *uids, one.calling_ae_title))
+
+    def close(self):
+        pass
+
+
 class Scp:
-    """One acceptor for all tests: pynetdicom takes half a second to stop."""
+    """One acceptor for all tests."""
 
     def __init__(self):
         self.got, self.status = [], 0
-        self.server = serve("127.0.0.1", 0, "PEER", self.keep)
+        self.server = Acceptor(("127.0.0.1", 0), self)
+
+    def store(self, incoming):
+        return Collecting(self, incoming)
+
+    def normalized(self, request):
+        return NResponse(0x0211)
+
+    def ended(self, association, *, released):
+        pass
 
     def keep(self, received):
         self.got.append(received)
@@ -137,17 +178,16 @@ class Scp:
 def running():
     one = Scp()
     yield one
-    one.server.shutdown()
+    one.server.close()
 
 
 @pytest.fixture
-def scp(running):
+def scp(running, monkeypatch):
     """Have the acceptor answer `status` (or what it gives for an instance); gives its port and what it gets."""
 
-    def start(status=0, **settings):
+    def start(status=0, longest_pdu=negotiation.LONGEST_PDU):
         running.got, running.status = [], status
-        for name, value in {"maximum_pdu_size": 1 << 18, **settings}.items():
-            setattr(running.server.ae, name, value)
-        return running.server.server_address[1], running.got
+        monkeypatch.setattr(negotiation, "LONGEST_PDU", longest_pdu)
+        return running.server.address[1], running.got
 
     return start
