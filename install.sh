@@ -78,6 +78,7 @@ install_checkout() {
 peers='Orthanc orthanc
 storescu dcmtk
 strace strace
+openssl openssl
 dciodvfy dicom3tools
 chromium chromium
 g++ g++'

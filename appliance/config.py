@@ -19,6 +19,7 @@ from appliance.yaml_file import Document, dotted, read_yaml
 from appliance.yaml_file import Path as Keys
 
 _LONGEST_BYTES = 1 << 20  # never read a disk image into memory; read_yaml is stricter
+_TLS_FILES = ("certificate", "key", "ca")
 _UNKNOWN = {"name": "", "settings": None}  # stands in for an operator whose problem is already noted
 
 Found = dict[Keys, Operator]  # by the path of the entry in the file: ("pipelines", name, "stages", 0)
@@ -177,6 +178,8 @@ def listeners(settings: Settings) -> Iterator[tuple[Keys, str, int]]:
     """
     if settings.listen.dicom:
         yield ("listen", "dicom", "port"), settings.listen.dicom.bind, settings.listen.dicom.port
+    if settings.listen.dicom_tls:
+        yield ("listen", "dicom_tls", "port"), settings.listen.dicom_tls.bind, settings.listen.dicom_tls.port
     for name, pipeline in settings.pipelines.items():
         path = ("pipelines", name)
         entries: list[tuple[Keys, Operator]] = [((*path, "source"), pipeline.source)]
@@ -195,9 +198,15 @@ def _impossible(settings: Settings) -> Iterator[tuple[Keys, str]]:
         (("site", "data_dir"), settings.site.data_dir),
         (("site", "run_dir"), settings.site.run_dir),
         (("models", "dir"), settings.models.dir),
+        *((("listen", "dicom_tls", key), getattr(settings.listen.dicom_tls, key, None)) for key in _TLS_FILES),
     ):
         if folder is not None and not folder.is_absolute():
             yield keys, f"must be an absolute path, got {str(folder)!r}; begin it with '/'"
+    if settings.listen.dicom_tls and not settings.listen.dicom:
+        yield (
+            ("listen", "dicom_tls"),
+            "needs listen.dicom, whose AE title it has; add that, bound to 127.0.0.1 to close it",
+        )
     buffer = settings.buffer
     if buffer.retry_max_s < buffer.retry_min_s:
         yield (

@@ -41,8 +41,33 @@ class ListenDicom(Model):
     bind: str = Field("0.0.0.0", description="Address to listen on.")
 
 
+class ListenTls(Model):
+    certificate: Path = Field(description="PEM file of our certificate chain.", examples=["/etc/nearscan/tls.crt"])
+    key: Path = Field(description="PEM file of its private key.", examples=["/etc/nearscan/tls.key"])
+    ca: Path | None = Field(None, description="PEM file of the CA whose certificates peers must show. None: any peer.")
+
+
+class ListenDicomTls(ListenTls):
+    port: Port = Field(2762, description="TCP port of the DICOM listener with TLS.")
+    bind: str = Field("0.0.0.0", description="Address to listen on.")
+
+
+class Peer(Model):
+    ae_title: AETitle = Field(description="Its AE title.", examples=["MR_SCANNER"])
+    host: str = Field(min_length=1, description="Its address; it may call from no other.", examples=["192.0.2.10"])
+    port: Port | None = Field(None, description="Where it listens, for reports of storage commitment.")
+
+
 class Listen(Model):
     dicom: ListenDicom | None = Field(None, description="DICOM listener (C-ECHO, C-STORE).")
+    dicom_tls: ListenDicomTls | None = Field(
+        None, description="A second DICOM listener, with TLS 1.2 or 1.3; needs `dicom`, whose AE title it has."
+    )
+    peers: dict[Name, Peer] = Field(
+        default_factory=dict,
+        description="Who may open associations, by name. Empty: everybody who knows our AE title.",
+        examples=["mr-1"],
+    )
 
 
 class DicomDestination(Model):

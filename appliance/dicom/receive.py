@@ -3,21 +3,33 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from appliance.buffer import Buffer, Kept
 from appliance.dicom import status
-from appliance.dicom.acceptor import CALLED_UNKNOWN, Acceptor
+from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.keep_instance import KeepInstance
 from appliance.dicom.negotiation import Request
 from appliance.dicom.services import Incoming, NRequest, NResponse
+from appliance.dicom.tls import server_context
 from appliance.errors import ConfigError, StorageError
 from appliance.settings import Settings
 
 _INDEX_S = 0.05  # instances that came within this time share one transaction
+
+
+def addresses_of(host: str) -> frozenset[str]:
+    """Give the addresses of a peer; a name that is not known now is one more restart away."""
+    try:
+        return frozenset(str(found[4][0]) for found in socket.getaddrinfo(host, None))
+    except OSError:
+        return frozenset({host})
 
 
 class Receiver:
@@ -30,32 +42,46 @@ class Receiver:
         self._buffer = Buffer(settings.site.data_dir, int(settings.buffer.reserve_gb * 1e9))
         self._lock = threading.Lock()
         self._received = self._refused = self.port = 0
-        self._acceptor: Acceptor | None = None
+        self._acceptors: list[Acceptor] = []
+        self._peers = [(peer.ae_title, addresses_of(peer.host)) for peer in settings.listen.peers.values()]
+        self._tls = settings.listen.dicom_tls
         self._waiting = threading.Event()  # something is to be indexed
 
     def run(self, stop: threading.Event) -> None:
         """Listen until `stop`."""
-        address = self._listen.bind, self._listen.port
         try:
-            self._acceptor = Acceptor(address, self, refusal=self._refusal)
-        except OSError as error:
-            text = f"receive: cannot listen on {address[0]}:{address[1]}: {error.strerror}"
-            raise ConfigError(f"{text}; check listen.dicom") from error
-        self.port = self._acceptor.address[1]
-        self._index(self._buffer.index_left_behind)  # of an earlier process that was killed
-        try:
-            while not stop.is_set():
-                if self._waiting.wait(0.2):
-                    stop.wait(_INDEX_S)
-                    self._waiting.clear()
-                    self._index(self._buffer.index)
+            self._listen_on((self._listen.bind, self._listen.port), "listen.dicom", None)
+            if self._tls:
+                context = server_context(self._tls)
+                self._listen_on((self._tls.bind, self._tls.port), "listen.dicom_tls", context)
+            self.port = self._acceptors[0].address[1]
+            self._serve(stop)
         finally:
-            self._acceptor.close()
+            for acceptor in self._acceptors:
+                acceptor.close()
             self._index(self._buffer.index)
 
+    def _listen_on(self, address: tuple[str, int], key: str, tls: ssl.SSLContext | None) -> None:
+        try:
+            self._acceptors.append(Acceptor(address, self, refusal=self._refusal, tls=tls))
+        except OSError as error:
+            text = f"receive: cannot listen on {address[0]}:{address[1]}: {error.strerror}"
+            raise ConfigError(f"{text}; check {key}") from error
+
+    def _serve(self, stop: threading.Event) -> None:
+        """Index what came, soon after it came."""
+        self._index(self._buffer.index_left_behind)  # of an earlier process that was killed
+        while not stop.is_set():
+            if self._waiting.wait(0.2):
+                stop.wait(_INDEX_S)
+                self._waiting.clear()
+                self._index(self._buffer.index)
+
     def _refusal(self, request: Request, address: str) -> int | None:
-        del address
-        return CALLED_UNKNOWN if request.called_ae_title != self._listen.ae_title else None
+        if request.called_ae_title != self._listen.ae_title:
+            return CALLED_UNKNOWN
+        known = any(title == request.calling_ae_title and address in addresses for title, addresses in self._peers)
+        return None if known or not self._peers else CALLING_UNKNOWN
 
     def store(self, incoming: Incoming) -> KeepInstance:
         """Begin to keep one instance."""
@@ -90,8 +116,11 @@ class Receiver:
 
     def status(self) -> dict[str, Any]:
         """Plain values."""
-        listener = self._acceptor.status() if self._acceptor else {}
-        return {"received": self._received, "refused": self._refused, "port": self.port, "listener": listener}
+        listeners = Counter[str]()
+        for acceptor in self._acceptors:
+            listeners.update(acceptor.status())
+        counts = {"received": self._received, "refused": self._refused, "port": self.port}
+        return {**counts, "listener": dict(listeners)}
 
     def close(self) -> None:
         """Close the buffer, after `run`."""

@@ -5,10 +5,12 @@ import itertools
 import os
 import random
 import socket
+import ssl
 import struct
 import subprocess
 import threading
 import time
+import warnings
 
 import pytest
 from conftest import Scp
@@ -19,8 +21,9 @@ from appliance.dicom.acceptor import CALLED_UNKNOWN, Acceptor, Slots
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.identity import uids_of
 from appliance.dicom.inbound import Inbound
-from appliance.errors import DeliveryError, PeerError, StorageError
-from appliance.settings import DicomDestination
+from appliance.dicom.tls import server_context
+from appliance.errors import ConfigError, DeliveryError, PeerError, StorageError
+from appliance.settings import DicomDestination, ListenTls
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -307,6 +310,83 @@ def test_who_is_not_welcome_is_rejected_with_the_reason(listener, caplog):
         echo(one)
     assert "(NEARSCAN): rejected" in caplog.text
     assert one.ends == []
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A CA and two certificates of it, made by OpenSSL."""
+    folder = tmp_path_factory.mktemp("tls")
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "9",
+    ]
+    for name in ("ca", "ours", "theirs", "stranger"):
+        by = ["-CA", "ca.crt", "-CAkey", "ca.key"] if name in ("ours", "theirs") else []
+        command = [*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt", *by]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.peer
+def test_tls_with_dcmtk_both_sides_known(listener, certificates, caplog):
+    from pydicom.data import get_testdata_file
+
+    names = {"certificate": "ours.crt", "key": "ours.key", "ca": "ca.crt"}
+    files = {key: certificates / name for key, name in names.items()}
+    one = listener(tls=server_context(ListenTls(**files)), limits=Limits(artim_s=2))
+
+    def send(who):
+        own = ["+tls", f"{who}.key", f"{who}.crt", "+cf", "ca.crt"]
+        command = [
+            "storescu",
+            *own,
+            "-aec",
+            "PEER",
+            "127.0.0.1",
+            str(one.server.address[1]),
+            get_testdata_file("CT_small.dcm"),
+        ]
+        return subprocess.run(command, cwd=certificates, env={**os.environ, "TCP_NODELAY": "1"}, capture_output=True)
+
+    garbage, silent = connect(one), connect(one)
+    garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+    assert send("theirs").returncode == 0
+    assert len(one.got) == 1
+    assert send("stranger").returncode != 0
+    assert len(one.got) == 1
+    read_all(garbage)
+    assert read_all(silent) == b""
+    until(lambda: "no TLS" in caplog.text or "not begun" in caplog.text)
+    garbage.close()
+    silent.close()
+
+
+def test_old_tls_is_refused(listener, certificates):
+    files = {"certificate": certificates / "ours.crt", "key": certificates / "ours.key"}
+    one = listener(tls=server_context(ListenTls(**files)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.minimum_version = ssl.TLSVersion.TLSv1_1
+    sock = connect(one)
+    with pytest.raises(ssl.SSLError):
+        context.wrap_socket(sock).close()
+    sock.close()
+
+
+def test_files_that_are_no_certificate_are_told(certificates):
+    with pytest.raises(ConfigError, match="check that they are PEM files, belong together"):
+        server_context(ListenTls(certificate=certificates / "ours.crt", key=certificates / "theirs.key"))
 
 
 def test_contexts_that_are_not_taken_are_refused_one_by_one(listener):

@@ -14,7 +14,7 @@ from appliance.buffer.segments import Place
 from appliance.dicom.association import Association
 from appliance.dicom.mr_image import instances
 from appliance.dicom.part10 import dataset_of
-from appliance.dicom.receive import Receiver
+from appliance.dicom.receive import Receiver, addresses_of
 from appliance.errors import ConfigError, DeliveryError, StorageError
 from appliance.settings import DicomDestination, Settings
 from appliance.simulate.pacs import count, run_pacs, serve_pacs
@@ -109,6 +109,55 @@ def test_the_receiver_keeps_what_storescu_sends(tmp_path, make_spooled, free_por
         stop.set()
         thread.join(20)
         one.close()
+
+
+def test_only_listed_peers_may_send_once_there_is_a_list(tmp_path, free_port):
+    def listed(**peer):
+        one = receiver(tmp_path)
+        one._peers = [(peer["ae_title"], addresses_of(peer["host"]))]
+        stop, thread = run(one, free_port)
+        try:
+            send(free_port, called="NEARSCAN")
+        finally:
+            stop.set()
+            thread.join(20)
+            one.close()
+
+    listed(ae_title="NEARSCAN", host="localhost")
+    for wrong in ({"ae_title": "OTHER", "host": "localhost"}, {"ae_title": "NEARSCAN", "host": "192.0.2.1"}):
+        with pytest.raises(DeliveryError, match="Calling AE title not recognised"):
+            listed(**wrong)
+
+
+def test_what_a_killed_receiver_had_acknowledged_is_in_the_index_of_the_next(tmp_path, free_port):
+    first = receiver(tmp_path)
+    first._index = lambda index: None  # it dies before
+    stop, thread = run(first, free_port)
+    send(free_port, called="NEARSCAN")
+    stop.set()
+    thread.join(20)
+    first.close()
+    second = receiver(tmp_path)
+    stop, thread = run(second, free_port)
+    stop.set()
+    thread.join(20)
+    assert second._buffer.counts()["received"] == 1
+    second.close()
+
+
+def test_a_data_set_of_another_instance_is_refused(tmp_path, free_port):
+    one = receiver(tmp_path)
+    stop, thread = run(one, free_port)
+    whole = b"\x08\x00\x16\x00UI\x1a\x00" + MR.encode() + b"\0" + b"\x08\x00\x18\x00UI\x06\x001.2.3\0"
+    try:
+        assert send(free_port, dataset=whole, called="NEARSCAN") == 0
+        with pytest.raises(DeliveryError, match="0xA900"):
+            send(free_port, uid="1.2.4", dataset=whole, called="NEARSCAN")
+    finally:
+        stop.set()
+        thread.join(20)
+    assert one._buffer.counts()["received"] == 1
+    one.close()
 
 
 def test_below_the_reserve_the_receiver_refuses_with_the_standards_status(tmp_path, free_port):
