@@ -150,11 +150,11 @@ def test_a_cine_comes_back_whole_in_order_and_is_kept_while_the_pacs_is_away(mak
 
     site.stop_process("appliance")
     pacs = serve_pacs(tmp_path / "pacs", 0, "ORTHANC")
-    site.file.write_text(site.file.read_text().replace("port: 9,", f"port: {pacs.server_address[1]},"))
+    site.file.write_text(site.file.read_text().replace("port: 9,", f"port: {pacs.address[1]},"))
     site.start()
     wait_for(lambda: delivered(site) == 60, "everything to be delivered after the restart")
     assert count(tmp_path / "pacs") == 60
-    pacs.shutdown()
+    pacs.close()
 
 
 def test_a_killed_pipeline_is_back_for_the_next_scan_and_touches_nothing_else(make_site):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -61,7 +62,10 @@ class Acceptor:
         self._counts: Counter[str] = Counter()
         self._closing = False
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._listener = socket.create_server(address, family=family, backlog=512)
+        try:
+            self._listener = socket.create_server(address, family=family, backlog=512)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from error  # without the address: callers add it
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._thread = threading.Thread(target=self._accept_all, name="dicom accept", daemon=True)
         self._thread.start()
