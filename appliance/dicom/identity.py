@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 
+from appliance.dicom.negotiation import UID
+
 _IMPLICIT = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # PS3.5 7.1.2
@@ -15,7 +17,8 @@ _CLASS, _INSTANCE = 0x0016, 0x0018
 
 
 def uids_of(dataset: bytes | memoryview, transfer_syntax_uid: str) -> tuple[str, str] | None:
-    """Give (SOP Class UID, SOP Instance UID) of the encoded data set that begins so; None: it does not say."""
+    """Give (SOP Class UID, SOP Instance UID) of the encoded data set that begins so; None: it does not say, or what it
+    says is no UID (de-identification leaves such)."""
     found: dict[int, str] = {}
     order = ">" if transfer_syntax_uid == _BIG_ENDIAN else "<"
     offset = 0
@@ -29,7 +32,9 @@ def uids_of(dataset: bytes | memoryview, transfer_syntax_uid: str) -> tuple[str,
         if group == 0x0008 and element in (_CLASS, _INSTANCE):
             found[element] = bytes(dataset[start : start + length]).rstrip(b"\0 ").decode("ascii", "replace")
         offset = start + length
-    return (found[_CLASS], found[_INSTANCE]) if len(found) == 2 else None
+    if len(found) < 2 or not all(UID.fullmatch(uid) for uid in found.values()):
+        return None
+    return found[_CLASS], found[_INSTANCE]
 
 
 def _value(dataset: bytes | memoryview, offset: int, order: str, *, implicit: bool) -> tuple[int, int]:
