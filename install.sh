@@ -90,6 +90,7 @@ need_peers() {
     done <<<"$peers"
     [ -e /usr/include/openigtlink ] || [ -n "$(find /usr/include -maxdepth 1 -name 'openigtlink*' -print -quit)" ] ||
         missing+=(libopenigtlink-dev)
+    [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || missing+=(orthanc-dicomweb)
     [ -d /usr/share/doc/openigtlink-examples ] || missing+=(openigtlink-examples)
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -207,6 +207,12 @@ def _impossible(settings: Settings) -> Iterator[tuple[Keys, str]]:
             ("listen", "dicom_tls"),
             "needs listen.dicom, whose AE title it has; add that, bound to 127.0.0.1 to close it",
         )
+    for name, destination in settings.destinations.items():
+        if (destination.dicom is None) == (destination.dicomweb is None):
+            yield (
+                ("destinations", name),
+                "must have one of 'dicom' and 'dicomweb'; give the one that it speaks",
+            )
     buffer = settings.buffer
     if buffer.retry_max_s < buffer.retry_min_s:
         yield (

@@ -107,9 +107,22 @@ def _entry(key: str, given: Schema, root: Schema, indent: str, required: bool) -
         return lines
     if "patternProperties" in value:
         lines.append(f"{indent}{key}:")
-        named = {"description": "A name of your choice.", **next(iter(value["patternProperties"].values()))}
-        return lines + _entry(value["examples"][0], named, root, indent + "  ", required=False)
+        for name, body in _named(value, root):
+            lines += _entry(
+                name, {"description": "A name of your choice.", **body}, root, indent + "  ", required=False
+            )
+        return lines
     return [*lines, f"{indent}{key}: {json.dumps(_sample(key, given, value))}"]
+
+
+def _named(value: Schema, root: Schema) -> Iterator[tuple[str, Schema]]:
+    """Give an example for each way of filling one entry of a mapping with names of the site's choice."""
+    name, body = value["examples"][0], resolve(next(iter(value["patternProperties"].values())), root)
+    ways = [way["required"][0] for way in body.get("oneOf", ())]
+    for number, way in enumerate(ways or [""]):
+        others = {other for other in ways if other != way}
+        inner = {key: part for key, part in body["properties"].items() if key not in others}
+        yield f"{name}-{number + 1}" if number else name, {**body, "properties": inner}
 
 
 def _sample(key: str, given: Schema, value: Schema) -> Any:

@@ -78,8 +78,28 @@ class DicomDestination(Model):
     timeout_s: float = Field(10.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
 
 
+class DicomwebDestination(Model):
+    url: str = Field(
+        pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$",
+        description="Base of the DICOMweb service; '/studies' is added.",
+        examples=["https://pacs.example/dicom-web"],
+    )
+    token_file: Path | None = Field(None, description="File with the bearer token; read for each request.")
+    ca: Path | None = Field(None, description="PEM file of the CA that signed the server's certificate.")
+    timeout_s: float = Field(30.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
+
+
 class Destination(Model):
-    dicom: DicomDestination = Field(description="Deliver by DICOM C-STORE.")
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["dicom"]}, {"required": ["dicomweb"]}]})
+    dicom: DicomDestination | None = Field(None, description="Deliver by DICOM C-STORE.")
+    dicomweb: DicomwebDestination | None = Field(None, description="Deliver by DICOMweb STOW-RS.")
+
+    @property
+    def peer(self) -> DicomDestination | DicomwebDestination:
+        """The one of both that is set."""
+        peer = self.dicom or self.dicomweb
+        assert peer is not None
+        return peer
 
 
 class Operator(Model):

@@ -35,7 +35,7 @@ class Orthanc:
             "Name": "test",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
-            "Plugins": [],
+            "Plugins": [str(path) for path in Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so")],
             "DicomAet": self.ae_title,
             "DicomPort": self.port,
             "HttpPort": self.http_port,

@@ -24,9 +24,12 @@ from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.status import is_out_of_resources
+from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError, StorageError
 from appliance.settings import Buffer as BufferSettings
-from appliance.settings import DicomDestination, Settings
+from appliance.settings import DicomDestination, DicomwebDestination, Settings
+
+Peer = DicomDestination | DicomwebDestination
 
 _BATCH = 32  # instances; an association takes 128 presentation contexts
 _POLL_S = 0.2
@@ -39,9 +42,9 @@ log = logging.getLogger(__name__)
 class Destination:
     """Delivers to one destination. `step` does one round; everything it knows is rebuilt after a restart."""
 
-    def __init__(self, name: str, peer: DicomDestination, buffer: Buffer, waits: BufferSettings, alarm: Alarm) -> None:
+    def __init__(self, name: str, peer: Peer, buffer: Buffer, waits: BufferSettings, alarm: Alarm) -> None:
         self._name, self._peer, self._buffer, self._waits, self._alarm = name, peer, buffer, waits, alarm
-        self._assoc: Association | None = None
+        self._assoc: Association | StowConnection | None = None
         self._used = 0.0
         self._failures = 0
         self._closed_until = 0.0
@@ -98,8 +101,8 @@ class Destination:
 
     def _probe(self, now: float) -> bool:
         try:
-            with Association(self._name, self._peer, [ECHO_CONTEXT]) as assoc:
-                assoc.echo()
+            with self._open([ECHO_CONTEXT]) as link:
+                link.echo()
         except DeliveryError as error:
             self._unreachable(error, now)
             return False
@@ -122,12 +125,17 @@ class Destination:
         self._failures = 0
         self._alarm(f"destination {self._name}", "")
 
-    def _association_for(self, batch: list[Delivery]) -> Association:
+    def _open(self, contexts: list[tuple[str, str]]) -> Association | StowConnection:
+        if isinstance(self._peer, DicomwebDestination):
+            return StowConnection(self._name, self._peer)
+        return Association(self._name, self._peer, contexts)
+
+    def _association_for(self, batch: list[Delivery]) -> Association | StowConnection:
         contexts = {(delivery.sop_class_uid, delivery.transfer_syntax_uid) for delivery in batch}
         if self._assoc and not self._assoc.covers(contexts):
             self._hang_up()
         if self._assoc is None:
-            self._assoc = Association(self._name, self._peer, sorted(contexts))
+            self._assoc = self._open(sorted(contexts))
         return self._assoc
 
     def _send(self, batch: list[Delivery], now: float) -> None:
@@ -151,7 +159,7 @@ class Destination:
         self._buffer.outbox.release(self._name, now)
         self._unsettled = False
 
-    def _send_one(self, assoc: Association, delivery: Delivery, now: float) -> bool:
+    def _send_one(self, assoc: Association | StowConnection, delivery: Delivery, now: float) -> bool:
         """Send one; False: it is quarantined or waits. Raises DeliveryError when the next would fail too."""
         uids = delivery.sop_class_uid, delivery.sop_instance_uid, delivery.transfer_syntax_uid
         try:
@@ -205,7 +213,7 @@ class Deliverer:
         self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
         self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
         self._destinations = {
-            name: Destination(name, destination.dicom, self._buffer, settings.buffer, alarm)
+            name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
         }
 
