@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import click
 
 from appliance import __version__
+from appliance.commands.options import FILE as _FILE
+from appliance.commands.options import SITE_FILE as _SITE_FILE
+from appliance.commands.options import config_option
 from appliance.errors import NearscanError
 
-_SITE_FILE = Path("/etc/nearscan/site.yaml")
-_FILE = click.Path(dir_okay=False, path_type=Path)
+# Commands that live in a file of their own, which is imported only when it is called: most need few libraries.
+_ELSEWHERE = {"route": "appliance.commands.route"}
 
 
 class _Commands(click.Group):
     """Errors that nearscan raises on purpose are told in their own words, without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in _ELSEWHERE:
+            found: click.Command = getattr(importlib.import_module(_ELSEWHERE[name]), name)
+            return found
+        return super().get_command(ctx, name)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -33,7 +46,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "file", type=_FILE, default=_SITE_FILE, show_default=True, help="The site's YAML file.")
+@config_option
 def run(file: Path) -> None:
     """Run the appliance until SIGTERM; SIGHUP reads the file again."""
     from appliance import daemon
@@ -76,7 +89,7 @@ def example() -> None:
 
 
 @main.command()
-@click.option("--config", "file", type=_FILE, default=_SITE_FILE, show_default=True, help="The site's YAML file.")
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(file: Path, as_json: bool) -> None:
     """Show what the running appliance is doing."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from appliance import operator_files
+from appliance.dicom import routing
 from appliance.errors import ConfigError
 from appliance.explain_settings import explain, unknown
 from appliance.operator_files import Kind
@@ -213,9 +214,20 @@ def _impossible(settings: Settings) -> Iterator[tuple[Keys, str]]:
                 ("destinations", name),
                 "must have one of 'dicom' and 'dicomweb'; give the one that it speaks",
             )
+    yield from _impossible_routes(settings)
     buffer = settings.buffer
     if buffer.retry_max_s < buffer.retry_min_s:
         yield (
             ("buffer", "retry_max_s"),
             f"must be at least retry_min_s ({buffer.retry_min_s:g}), got {buffer.retry_max_s:g}; raise it",
         )
+
+
+def _impossible_routes(settings: Settings) -> Iterator[tuple[Keys, str]]:
+    for rule_name, rule in settings.routes.items():
+        for i, name in enumerate(rule.to):
+            if name not in settings.destinations:
+                yield ("routes", rule_name, "to", i), unknown("destination", name, list(settings.destinations))
+        for keyword in rule.when:
+            if keyword not in routing.KNOWN:
+                yield ("routes", rule_name, "when", keyword), unknown("keyword", keyword, routing.KNOWN)

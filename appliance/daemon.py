@@ -44,8 +44,9 @@ def jobs(settings: Settings) -> dict[str, Job]:
     ]
     if settings.listen.dicom:
         wanted.append(Job("receiver", "receiver", part=(site, settings.listen, buffer)))
-    if settings.destinations:
-        wanted.append(Job("deliverer", "deliverer", part=(site, settings.destinations, buffer)))
+    if settings.destinations or settings.listen.dicom:
+        part = (site, settings.destinations, settings.routes, buffer)
+        wanted.append(Job("deliverer", "deliverer", part=part))
     if settings.console:
         pipelines = tuple(settings.pipelines)
         wanted.append(Job("console", "console", part=(site, settings.console, buffer, names, pipelines)))

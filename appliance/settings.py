@@ -102,6 +102,20 @@ class Destination(Model):
         return peer
 
 
+Condition = str | float | tuple[str | float, ...]
+
+
+class Route(Model):
+    when: dict[str, Condition] = Field(
+        default_factory=dict,
+        description="Conditions, all of which must hold, by DICOM keyword or CallingAETitle: a text (`*` and `?` stand "
+        "for any), a list of which one must match, or a range such as '>=3', '1..5'. None: every instance.",
+        examples=[{"Modality": "CT", "StudyDescription": "*trauma*"}],
+    )
+    to: tuple[Name, ...] = Field(min_length=1, description="Names of the destinations to deliver to.")
+    priority: int = Field(5, ge=0, le=9, description="Larger goes first; 9 is for what is urgent.")
+
+
 class Operator(Model):
     """A source, stage or sink as written in the YAML, its own settings validated."""
 
@@ -151,6 +165,11 @@ class Settings(Model):
     listen: Listen = Field(Listen(), description="What other machines may open towards us.")
     destinations: dict[Name, Destination] = Field(
         default_factory=dict, description="Where results are owed to, by name.", examples=["pacs"]
+    )
+    routes: dict[Name, Route] = Field(
+        default_factory=dict,
+        description="Where received instances are owed to, by name of the rule. Every rule that matches counts.",
+        examples=["everything"],
     )
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What runs, by name; one process each.")
     buffer: Buffer = Field(Buffer(), description="Durable buffer.")

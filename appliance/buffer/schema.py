@@ -61,6 +61,8 @@ _TABLES: dict[str, dict[str, type]] = {
         "created_s": float,
     },
     "segments": {"id": int, "name": str, "indexed": int},  # the bytes of it that the other tables know
+    # What a received instance says of itself; `attributes` is JSON and holds identity.
+    "descriptions": {"instance_id": int, "study_instance_uid": str, "series_instance_uid": str, "attributes": str},
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
@@ -78,6 +80,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("jobs", ("state", DescIndex("priority"), "id"), False),
     ("jobs", ("segment",), False),
     ("segments", ("name",), True),
+    ("descriptions", ("series_instance_uid",), False),
     ("lineage", ("instance_id",), True),
 )
 
@@ -85,7 +88,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
 def _create(conn: sqlite3.Connection) -> None:
     database = sqlite_utils.Database(conn)
     for name, columns in _TABLES.items():
-        database[name].create(columns, pk="id", not_null=_NOT_NULL.get(name), if_not_exists=True)
+        database[name].create(columns, pk=next(iter(columns)), not_null=_NOT_NULL.get(name), if_not_exists=True)
     for table, index_columns, unique in _INDEXES:
         database[table].create_index(index_columns, unique=unique, if_not_exists=True)
     for verb in ("UPDATE", "DELETE"):

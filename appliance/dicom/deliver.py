@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
+from appliance.dicom.admit import admit
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.part10 import dataset_of
@@ -211,6 +212,7 @@ class Deliverer:
 
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
         self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
+        self._routes = settings.routes
         self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
         self._destinations = {
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
@@ -219,10 +221,11 @@ class Deliverer:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. What fails without being told how ends all of it: the daemon starts it again."""
-        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 2) as pool:
+        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 3) as pool:
             self._buffer.recover(time.time())
             self._warn_of_unknown_destinations()
             jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
+            jobs += [pool.submit(admit, self._buffer, self._routes, stop, self._alarm)]
             jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             stop.set()

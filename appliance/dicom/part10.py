@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 from appliance.buffer import ObjectError
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -34,6 +35,36 @@ def _element(element: int, vr: bytes, value: bytes) -> bytes:
     if vr == b"OB":
         return struct.pack("<HH2sxxI", 2, element, vr, len(value)) + value
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A Part 10 file, taken apart."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    dataset: memoryview
+
+
+def split(file: bytes | bytearray) -> Parts:
+    """Take any Part 10 file apart, whoever wrote it. Raises ObjectError when it is none."""
+    dataset = dataset_of(file)
+    meta = memoryview(file)[_PREAMBLE : len(file) - len(dataset)]
+    values: dict[int, str] = {}
+    offset = 0
+    while offset + 8 <= len(meta):
+        group, element, vr, length = struct.unpack_from("<HH2sH", meta, offset)
+        start = offset + 8
+        if vr in (b"OB", b"UN", b"UT") and offset + 12 <= len(meta):
+            (length,) = struct.unpack_from("<I", meta, offset + 8)
+            start = offset + 12
+        if group == 2:
+            values[element] = bytes(meta[start : start + length]).rstrip(b"\0 ").decode("ascii", "replace")
+        offset = start + length
+    if not {0x0002, 0x0003, 0x0010} <= values.keys():
+        raise ObjectError("part10: the file meta information lacks a UID; the object is damaged")
+    return Parts(values[0x0002], values[0x0003], values[0x0010], dataset)
 
 
 def dataset_of(file: bytes | bytearray) -> memoryview:

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments and options that commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+SITE_FILE = Path("/etc/nearscan/site.yaml")
+FILE = click.Path(dir_okay=False, path_type=Path)
+FILES = click.Path(exists=True, path_type=Path)
+
+config_option = click.option(
+    "--config", "file", type=FILE, default=SITE_FILE, show_default=True, help="The site's YAML file."
+)
