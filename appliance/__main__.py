@@ -16,7 +16,13 @@ from appliance.commands.options import config_option
 from appliance.errors import NearscanError
 
 # Commands that live in a file of their own, which is imported only when it is called: most need few libraries.
-_ELSEWHERE = {"route": "appliance.commands.route"}
+_ELSEWHERE = {
+    "buffer": "appliance.commands.buffer",
+    "echo": "appliance.commands.send",
+    "outbox": "appliance.commands.outbox",
+    "route": "appliance.commands.route",
+    "send": "appliance.commands.send",
+}
 
 
 class _Commands(click.Group):

@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -173,15 +174,25 @@ def commits_per_s(puts: list[Callable[[int], object]]) -> float:
 
 
 def commit_ours(folder: Path, template: bytes) -> float:
-    buffer, old = Buffer(folder), uid(0).encode()
+    """Keep instances as the receiver does; another thread brings the index up to date meanwhile, as there."""
+    buffer, old, stop = Buffer(folder), uid(0).encode(), threading.Event()
 
     def put(n: int) -> None:
-        data = template.replace(old, uid(n).encode())
-        buffer.put_instance(NewInstance(data, CT, uid(n), EXPLICIT, origin="received", peer="BENCH"), time.time())
+        with buffer.writer() as writer:
+            writer.write(template.replace(old, uid(n).encode()))
+            writer.commit(NewInstance(b"", CT, uid(n), EXPLICIT, origin="received", peer="BENCH"), time.time())
 
+    def index() -> None:
+        while not stop.wait(0.05):
+            buffer.index()
+
+    thread = threading.Thread(target=index)
+    thread.start()
     try:
         return commits_per_s([put] * N_PRODUCERS)
     finally:
+        stop.set()
+        thread.join()
         buffer.close()
 
 

@@ -11,6 +11,7 @@ SITE_FILE = Path("/etc/nearscan/site.yaml")
 FILE = click.Path(dir_okay=False, path_type=Path)
 FILES = click.Path(exists=True, path_type=Path)
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 config_option = click.option(
     "--config", "file", type=FILE, default=SITE_FILE, show_default=True, help="The site's YAML file."
 )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from appliance import config
-from appliance.commands.options import FILES, config_option
+from appliance.commands.options import FILES, config_option, json_option
 from appliance.dicom.describe import describe
 from appliance.dicom.part10 import split
 from appliance.dicom.routing import route as apply_rules
@@ -22,7 +22,7 @@ from appliance.settings import Settings
 @click.argument("files", type=FILES, nargs=-1, required=True)
 @config_option
 @click.option("--from", "calling", default="", help="Calling AE title to assume.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 def route(files: tuple[Path, ...], file: Path, calling: str, as_json: bool) -> None:
     """Show which rules match each of FILES, and where it would go."""
     settings = config.load(file)

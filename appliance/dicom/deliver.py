@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +38,13 @@ _IDLE_RELEASE_S = 5.0  # an association with nothing to send is released after t
 _PURGE_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
+
+
+def connect(name: str, peer: Peer, contexts: Sequence[tuple[str, str]] | None) -> Association | StowConnection:
+    """Open what a destination speaks, for these (SOP class, transfer syntax); None: only to see whether it is there."""
+    if isinstance(peer, DicomwebDestination):
+        return StowConnection(name, peer)
+    return Association(name, peer, [ECHO_CONTEXT] if contexts is None else contexts)
 
 
 class Destination:
@@ -102,7 +109,7 @@ class Destination:
 
     def _probe(self, now: float) -> bool:
         try:
-            with self._open([ECHO_CONTEXT]) as link:
+            with connect(self._name, self._peer, None) as link:
                 link.echo()
         except DeliveryError as error:
             self._unreachable(error, now)
@@ -126,17 +133,12 @@ class Destination:
         self._failures = 0
         self._alarm(f"destination {self._name}", "")
 
-    def _open(self, contexts: list[tuple[str, str]]) -> Association | StowConnection:
-        if isinstance(self._peer, DicomwebDestination):
-            return StowConnection(self._name, self._peer)
-        return Association(self._name, self._peer, contexts)
-
     def _association_for(self, batch: list[Delivery]) -> Association | StowConnection:
         contexts = {(delivery.sop_class_uid, delivery.transfer_syntax_uid) for delivery in batch}
         if self._assoc and not self._assoc.covers(contexts):
             self._hang_up()
         if self._assoc is None:
-            self._assoc = self._open(sorted(contexts))
+            self._assoc = connect(self._name, self._peer, sorted(contexts))
         return self._assoc
 
     def _send(self, batch: list[Delivery], now: float) -> None:
