@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
-from appliance.dicom import dimse
+from appliance.dicom import dimse, negotiation
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 AE_TITLE = "BENCH"
@@ -83,12 +83,12 @@ class RawSender(Link):
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
-        self.send([dimse.associate_rq("RAW", AE_TITLE, [(CT, EXPLICIT)])])
+        self.send([negotiation.request("RAW", AE_TITLE, [(CT, EXPLICIT)])])
         pdu = self._receive_pdu()
         if pdu[0] != dimse.ASSOCIATE_AC:
             self.close()
             raise ConnectionError(f"the association was answered with PDU type 0x{pdu[0]:02X}")
-        contexts, self.longest = dimse.accepted(pdu)
+        contexts, self.longest = negotiation.accepted(pdu)
         if contexts.get(1) != EXPLICIT:
             raise ConnectionError("the server does not take CT images in Explicit VR Little Endian")
 

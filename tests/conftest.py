@@ -30,6 +30,7 @@ class Orthanc:
 
     def __init__(self, folder: Path) -> None:
         self.port, self.http_port = _free_port(), _free_port()
+        self.our_port = _free_port()  # where it looks for us, to report on storage commitment
         self._folder, self._process = folder, None
         settings = {
             "Name": "test",
@@ -42,6 +43,14 @@ class Orthanc:
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "DicomAlwaysAllowStore": True,
+            "DicomModalities": {
+                "nearscan": {
+                    "AET": "NEARSCAN",
+                    "Host": "127.0.0.1",
+                    "Port": self.our_port,
+                    "AllowStorageCommitment": True,
+                }
+            },
             "DicomCheckCalledAet": True,
         }
         (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -73,6 +82,13 @@ class Orthanc:
 
     def get(self, path):
         return json.loads(self.get_bytes(path))
+
+    def ask(self, method, path, body=None):
+        """Any other request; gives the answer's bytes."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read()
 
     def files(self):
         """Every stored instance as Part 10 bytes, in the order of Orthanc's ids."""

@@ -48,11 +48,14 @@ class Outbox:
                 (now, destination),
             )
 
-    def mark_sent(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Record that the destination answered each with success."""
+    def mark_sent(self, deliveries: Sequence[Delivery], now: float, *, must_commit: bool = False) -> None:
+        """Record that the destination answered each with success; with `must_commit` that is not enough to let go."""
         with self._database.transaction() as conn:
             for delivery in deliveries:
                 self._change(conn, delivery, "sent", now, "")
+                conn.execute(
+                    "UPDATE deliveries SET must_commit = ? WHERE id = ?", (int(must_commit), delivery.delivery_id)
+                )
                 audit.append(conn, now, "sent", delivery.sop_instance_uid, delivery.destination)
 
     def retry_later(self, delivery: Delivery, next_try: float, error: str, now: float) -> None:

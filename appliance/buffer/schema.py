@@ -39,6 +39,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "instance_id": int,
         "destination": str,
         "state": str,  # queued | sending | sent | verified | committed | held | quarantined
+        "must_commit": int,  # 1: kept until it is committed; set when it is sent
         "priority": int,
         "attempts": int,
         "next_try_s": float,
@@ -63,6 +64,24 @@ _TABLES: dict[str, dict[str, type]] = {
     "segments": {"id": int, "name": str, "indexed": int},  # the bytes of it that the other tables know
     # What a received instance says of itself; `attributes` is JSON and holds identity.
     "descriptions": {"instance_id": int, "study_instance_uid": str, "series_instance_uid": str, "attributes": str},
+    "commitments": {"id": int, "transaction_uid": str, "destination": str, "created_s": float},
+    "commitment_items": {
+        "id": int,
+        "commitment_id": int,
+        "delivery_id": int,
+        "sop_instance_uid": str,
+        "outcome": str,  # empty: open; committed | failed 0x… | not asked
+    },
+    "commitment_requests": {
+        "id": int,
+        "transaction_uid": str,
+        "calling_ae_title": str,
+        "instances": str,  # JSON
+        "attempts": int,
+        "next_s": float,
+        "created_s": float,
+        "done_s": float,
+    },
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
@@ -80,6 +99,10 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("jobs", ("state", DescIndex("priority"), "id"), False),
     ("jobs", ("segment",), False),
     ("segments", ("name",), True),
+    ("commitments", ("transaction_uid",), True),
+    ("commitment_items", ("commitment_id",), False),
+    ("commitment_items", ("delivery_id", "outcome"), False),
+    ("commitment_requests", ("transaction_uid", "calling_ae_title"), True),
     ("descriptions", ("series_instance_uid",), False),
     ("lineage", ("instance_id",), True),
 )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that speaks DICOM; the only package that imports pydicom and pynetdicom."""
+"""Everything that speaks DICOM; the only package that imports pydicom."""

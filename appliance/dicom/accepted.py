@@ -169,7 +169,7 @@ class Accepted:
         if rejection is not None:
             self._machine.take(ul.REJECT)
             self._deadline = time.monotonic() + _CLOSE_S
-            self._tell(f"rejected: {dimse.rejection(rejection)}")
+            self._tell(f"rejected: {negotiation.rejection(rejection)}")
             self._calling = ""
             return self._send(rejection)
         answer, self._contexts = negotiation.agree(request, SERVICES)

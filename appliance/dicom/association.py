@@ -2,25 +2,27 @@
 """An association that we request: C-ECHO and C-STORE over one blocking socket, a deadline on everything.
 
 Rule: every failure is a DeliveryError; only a status or a refused presentation context is ever permanent.
-pynetdicom's own requestor loses responses and naps (its reactor and the caller share one queue); this one
-has no thread. What a peer writes in an error comment is never repeated: it may name a patient.
+It has no thread of its own, so that no response can be lost between two. What a peer writes in an error comment is
+never repeated: it may name a patient.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 
-from appliance.dicom import dimse, status
+from appliance.dicom import dimse, negotiation, status
+from appliance.dicom.services import NRequest
 from appliance.errors import DeliveryError, PeerError
 from appliance.settings import DicomDestination
 
 _BUFFERS_AT_ONCE = 64  # of sendmsg; IOV_MAX is 1024
 _SLOWEST_BYTES_PER_S = 50_000  # a peer that reads slower than this is taken for dead
-_LONGEST_COMMAND = 65536
+_LONGEST_MESSAGE = 4 << 20
 _RELEASE_S = 2.0
 ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
 
@@ -28,9 +30,16 @@ ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
 class Association:
     """Open on return from the constructor. Use it from one thread, as a context manager (which releases)."""
 
-    def __init__(self, name: str, peer: DicomDestination, contexts: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: DicomDestination,
+        contexts: Sequence[tuple[str, str]],
+        roles: Sequence[tuple[str, int, int]] = (),
+    ) -> None:
         self._peer, self._timeout_s = f"destination {name!r} at {peer.host}:{peer.port}", peer.timeout_s
         self._message_id = 0
+        self.events: list[NRequest] = []  # what the peer reported meanwhile
         try:
             self._socket = socket.create_connection((peer.host, peer.port), timeout=peer.timeout_s)
         except OSError as error:
@@ -38,7 +47,7 @@ class Association:
             raise self._transient(f"cannot connect: {reason}; check host, port and network") from error
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._negotiate(peer, contexts)
+            self._negotiate(peer, contexts, roles)
         except BaseException:
             self._socket.close()
             raise
@@ -55,16 +64,20 @@ class Association:
         else:
             self.abort()
 
-    def _negotiate(self, peer: DicomDestination, contexts: Sequence[tuple[str, str]]) -> None:
+    def _negotiate(
+        self, peer: DicomDestination, contexts: Sequence[tuple[str, str]], roles: Sequence[tuple[str, int, int]]
+    ) -> None:
         deadline = time.monotonic() + self._timeout_s
         try:
-            self._send([dimse.associate_rq(peer.calling_ae_title, peer.ae_title, contexts)], deadline)
+            self._send([negotiation.request(peer.calling_ae_title, peer.ae_title, contexts, roles)], deadline)
             kind, header, body = self._receive_pdu(deadline)
             if kind == dimse.ASSOCIATE_RJ:
-                raise self._transient(f"association rejected, {dimse.rejection(header + body)}; check the AE titles")
+                raise self._transient(
+                    f"association rejected, {negotiation.rejection(header + body)}; check the AE titles"
+                )
             if kind != dimse.ASSOCIATE_AC:
                 raise PeerError(f"the association was answered with PDU type 0x{kind:02X}")
-            syntaxes, self._longest = dimse.accepted(header + body)
+            syntaxes, self._longest = negotiation.accepted(header + body)
         except (OSError, PeerError) as error:
             raise self._transient(f"no association: {_words(error)}; will try again") from error
         self._contexts = {
@@ -102,20 +115,61 @@ class Association:
             raise status.error_for(answer, self._peer)
         return answer
 
+    def normalized(self, context: tuple[str, str], request: int, command: Callable[[int], bytes], data: bytes) -> int:
+        """Send a DIMSE-N request with a data set; `command` encodes it for a message id. Gives the status. Raises
+        DeliveryError, permanent where the peer does not take this context."""
+        context_id = self._contexts.get(context)
+        if context_id is None:
+            raise DeliveryError(f"{self._peer}: does not take {context[0]}; allow it there", permanent=True)
+        encoded = command(self._next_id())
+        try:
+            self._send_message(context_id, encoded, data, time.monotonic() + self._timeout_s)
+            while True:  # a report of something earlier may come first
+                answer = self._receive_message(context_id, time.monotonic() + self._timeout_s, command=True)
+                if not self._is_event(answer, context, context_id):
+                    return dimse.response_status(answer, request, self._message_id)
+        except (OSError, PeerError) as error:
+            raise self._transient(f"the association broke: {_words(error)}; will try again") from error
+
+    def wait_for_event(self, context: tuple[str, str], seconds: float) -> None:
+        """Wait until an N-EVENT-REPORT of the peer is in `events`, or for so long."""
+        context_id = self._contexts[context]
+        with contextlib.suppress(OSError, PeerError):  # it may hang up: reports come on other associations too
+            command = self._receive_message(context_id, time.monotonic() + seconds, command=True)
+            self._is_event(command, context, context_id)
+
+    def _is_event(self, command: bytes, context: tuple[str, str], context_id: int) -> bool:
+        """Take an N-EVENT-REPORT and say that it came; False: it is something else."""
+        values = dimse.read_command(command)
+        numbers = {key: int.from_bytes(values.get(key, b""), "little") for key in (0x0100, 0x0110, 0x1002)}
+        if numbers[0x0100] != dimse.N_EVENT_REPORT_RQ:
+            return False
+        deadline = time.monotonic() + self._timeout_s
+        data = self._receive_message(context_id, deadline, command=False)
+        sop_class, uid = (values.get(key, b"").rstrip(b"\0 ").decode("ascii", "replace") for key in (0x0002, 0x1000))
+        answer = dimse.response(numbers[0x0100], numbers[0x0110], status.SUCCESS, sop_class, uid)
+        self._send(dimse.p_data(context_id, answer, self._longest, command=True), deadline)
+        self.events.append(NRequest(numbers[0x0100], sop_class, uid, numbers[0x1002], data, context[1], "", ""))
+        return True
+
     def _next_id(self) -> int:
         self._message_id = self._message_id % 65535 + 1
         return self._message_id
 
     def _exchange(self, context_id: int, request: int, command: bytes, dataset: bytes | memoryview) -> int:
-        pdus = dimse.p_data(context_id, command, self._longest, command=True)
-        if len(dataset):
-            pdus = chain(pdus, dimse.p_data(context_id, dataset, self._longest, command=False))
         try:
-            self._send(pdus, time.monotonic() + self._timeout_s + len(dataset) / _SLOWEST_BYTES_PER_S)
-            answer = self._receive_command(context_id, time.monotonic() + self._timeout_s)
+            deadline = time.monotonic() + self._timeout_s + len(dataset) / _SLOWEST_BYTES_PER_S
+            self._send_message(context_id, command, dataset, deadline)
+            answer = self._receive_message(context_id, time.monotonic() + self._timeout_s, command=True)
             return dimse.response_status(answer, request, self._message_id)
         except (OSError, PeerError) as error:
             raise self._transient(f"the association broke: {_words(error)}; will try again") from error
+
+    def _send_message(self, context_id: int, command: bytes, dataset: bytes | memoryview, deadline: float) -> None:
+        pdus = dimse.p_data(context_id, command, self._longest, command=True)
+        if len(dataset):
+            pdus = chain(pdus, dimse.p_data(context_id, dataset, self._longest, command=False))
+        self._send(pdus, deadline)
 
     def _send(self, buffers: Iterable[bytes | memoryview], deadline: float) -> None:
         left = iter(buffers)
@@ -145,22 +199,23 @@ class Association:
     def _receive_pdu(self, deadline: float) -> tuple[int, bytes, bytes]:
         header = self._receive_exactly(6, deadline)
         kind, length = struct.unpack(">BxI", header)
-        if length > dimse.LONGEST_PDU:
+        if length > negotiation.LONGEST_PDU:
             raise PeerError(f"a PDU of {length} bytes was announced")
         return kind, header, self._receive_exactly(length, deadline)
 
-    def _receive_command(self, context_id: int, deadline: float) -> bytes:
-        command = bytearray()
+    def _receive_message(self, context_id: int, deadline: float, *, command: bool) -> bytes:
+        """Give one command set, or the data set behind it."""
+        message = bytearray()
         while True:
             kind, _, body = self._receive_pdu(deadline)
             if kind != dimse.P_DATA:
                 raise PeerError("the peer aborted" if kind == dimse.ABORT else f"unexpected PDU type 0x{kind:02X}")
             for context, is_command, last, piece in dimse.fragments(body):
-                command += piece
-                if context != context_id or not is_command or len(command) > _LONGEST_COMMAND:
+                message += piece
+                if context != context_id or is_command != command or len(message) > _LONGEST_MESSAGE:
                     raise PeerError("the answer is no command of this presentation context")
                 if last:
-                    return bytes(command)
+                    return bytes(message)
 
     def release(self) -> None:
         """Release and hang up; a peer that does not answer is no error, nothing is owed any more."""

@@ -21,9 +21,11 @@ from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
 from appliance.dicom.admit import admit
+from appliance.dicom.answer_commitment import AnswerCommitment
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.part10 import dataset_of
+from appliance.dicom.request_commitment import RequestCommitment
 from appliance.dicom.status import is_out_of_resources
 from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError, StorageError
@@ -57,6 +59,8 @@ class Destination:
         self._failures = 0
         self._closed_until = 0.0
         self._last_error = ""
+        self._must_commit = isinstance(peer, DicomDestination) and peer.commit == "required"
+        self._commitment = RequestCommitment(name, peer, buffer, alarm) if isinstance(peer, DicomDestination) else None
         self._unsettled = True  # what a former process had in sending
         self._stop = threading.Event()
 
@@ -92,7 +96,7 @@ class Destination:
             self._reachable()  # as far as we know
             if self._assoc and now - self._used > _IDLE_RELEASE_S:
                 self._hang_up()
-            return False
+            return self._commitment is not None and self._commitment.step(now)
         self._used = now
         self._send(batch, now)
         return True
@@ -158,7 +162,7 @@ class Destination:
         self._settle(sent, now)
 
     def _settle(self, sent: list[Delivery], now: float) -> None:
-        self._buffer.outbox.mark_sent(sent, now)
+        self._buffer.outbox.mark_sent(sent, now, must_commit=self._must_commit)
         self._buffer.outbox.release(self._name, now)
         self._unsettled = False
 
@@ -215,7 +219,9 @@ class Deliverer:
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
         self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
         self._routes = settings.routes
+        ae_title = settings.listen.dicom.ae_title if settings.listen.dicom else "NEARSCAN"
         self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
+        self._answers = AnswerCommitment(self._buffer, settings.listen.peers, ae_title, alarm)
         self._destinations = {
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
@@ -223,11 +229,12 @@ class Deliverer:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. What fails without being told how ends all of it: the daemon starts it again."""
-        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 3) as pool:
+        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 4) as pool:
             self._buffer.recover(time.time())
             self._warn_of_unknown_destinations()
             jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
             jobs += [pool.submit(admit, self._buffer, self._routes, stop, self._alarm)]
+            jobs += [pool.submit(self._answers.loop, stop)]
             jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             stop.set()

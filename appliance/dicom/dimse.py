@@ -1,24 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command sets of C-ECHO and C-STORE, and PDUs (PS3.7 9.3, PS3.8 9.3): bytes in, bytes out.
+"""Command sets and the P-DATA-TF PDUs that carry them (PS3.7 9.3 and 10.3, PS3.8 9.3.5): bytes in, bytes out.
 
-Rule: no sockets. pynetdicom's classes encode and decode the association's PDUs, struct does the rest.
+Rule: no sockets.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
-from pynetdicom.presentation import build_context
-
-from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from appliance.errors import PeerError
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
@@ -26,64 +16,15 @@ C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0030, 0x0FFF, 0x8000
 N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
-LONGEST_PDU = 65536  # what we offer to receive; answers have a few hundred bytes
 VERIFICATION = "1.2.840.10008.1.1"
 
 RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
 ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
 
-_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _DATASET = 0x0001
 _MEDIUM = 0x0000
 _COMMAND, _LAST = 1, 2  # message control header, PS3.8 annex E
 _LARGEST_FRAGMENT = 1 << 20  # where the peer sets no limit
-
-
-def associate_rq(calling: str, called: str, contexts: Sequence[tuple[str, str]]) -> bytes:
-    """Encode the request for `contexts` (abstract syntax, transfer syntax), numbered 1, 3, 5, …"""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = _APPLICATION_CONTEXT
-    primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    length, uid, name = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
-    )
-    length.maximum_length_received = LONGEST_PDU
-    uid.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    name.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    primitive.user_information = [length, uid, name]
-    proposed = [build_context(abstract, transfer) for abstract, transfer in contexts]
-    for index, context in enumerate(proposed):
-        context.context_id = 2 * index + 1
-    primitive.presentation_context_definition_list = proposed
-    return bytes(A_ASSOCIATE_RQ(primitive).encode())
-
-
-def accepted(pdu: bytes) -> tuple[dict[int, str], int]:
-    """Decode an A-ASSOCIATE-AC: transfer syntax by accepted context, and the longest P-DATA the peer takes."""
-    reply = A_ASSOCIATE_AC()
-    try:
-        reply.decode(pdu)
-        primitive = reply.to_primitive()
-        results = primitive.presentation_context_definition_results_list
-        contexts = {cx.context_id: str(cx.transfer_syntax[0]) for cx in results if cx.result == 0}
-        longest = primitive.maximum_length_received
-    except (ValueError, TypeError, AttributeError, LookupError, struct.error) as error:
-        raise PeerError(f"the A-ASSOCIATE-AC cannot be read ({type(error).__name__})") from error
-    if longest is None:
-        raise PeerError("the A-ASSOCIATE-AC lacks its maximum length")  # mandatory, PS3.8 D.1
-    return contexts, longest
-
-
-def rejection(pdu: bytes) -> str:
-    """Decode an A-ASSOCIATE-RJ to words."""
-    reply = A_ASSOCIATE_RJ()
-    try:
-        reply.decode(pdu)
-        return f"{reply.result_str}: {reply.reason_str}"
-    except (ValueError, TypeError, AttributeError, LookupError, struct.error):
-        return "no reason that can be read"
 
 
 def _element(element: int, value: bytes) -> bytes:
@@ -119,6 +60,30 @@ def store_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> byte
         + _us(0x0700, _MEDIUM)
         + _us(0x0800, _DATASET)
         + _ui(0x1000, sop_instance_uid)
+    )
+
+
+def n_action_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str, action: int) -> bytes:
+    """Encode an N-ACTION-RQ with a data set (PS3.7 10.3.4.1)."""
+    return _command(
+        _ui(0x0003, sop_class_uid)
+        + _us(0x0100, N_ACTION_RQ)
+        + _us(0x0110, message_id)
+        + _us(0x0800, _DATASET)
+        + _ui(0x1001, sop_instance_uid)
+        + _us(0x1008, action)
+    )
+
+
+def n_event_report_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str, event: int) -> bytes:
+    """Encode an N-EVENT-REPORT-RQ with a data set (PS3.7 10.3.1.1)."""
+    return _command(
+        _ui(0x0002, sop_class_uid)
+        + _us(0x0100, N_EVENT_REPORT_RQ)
+        + _us(0x0110, message_id)
+        + _us(0x0800, _DATASET)
+        + _ui(0x1000, sop_instance_uid)
+        + _us(0x1002, event)
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an acceptor agrees to: presentation contexts, roles, lengths (PS3.8 9.3.2 and annex D, PS3.7 annex D.3).
+"""Associations as they are asked for, agreed to and refused (PS3.8 9.3.2 to 9.3.4 and annex D, PS3.7 annex D.3).
 
 Rule: no sockets, and bytes that cannot be read are a PeerError. Decoded here and not by a library: what comes before a
 peer is known must cost nothing and raise nothing else.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -76,10 +76,10 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
     offset = 0
     while offset < len(data):
         if len(data) - offset < 4:
-            raise PeerError("the A-ASSOCIATE-RQ cannot be read: it ends inside an item")
+            raise PeerError("the A-ASSOCIATE PDU cannot be read: it ends inside an item")
         kind, length = struct.unpack_from(">BxH", data, offset)
         if length > len(data) - offset - 4:
-            raise PeerError(f"the A-ASSOCIATE-RQ cannot be read: an item of {length} bytes")
+            raise PeerError(f"the A-ASSOCIATE PDU cannot be read: an item of {length} bytes")
         yield kind, data[offset + 4 : offset + 4 + length]
         offset += 4 + length
 
@@ -135,11 +135,11 @@ def _user(value: bytes) -> tuple[int, tuple[tuple[str, int, int], ...]]:
     return longest, tuple(roles)
 
 
-def agree(request: Request, services: frozenset[str]) -> tuple[bytes, dict[int, Context]]:
+def agree(asked: Request, services: frozenset[str]) -> tuple[bytes, dict[int, Context]]:
     """Give the A-ASSOCIATE-AC and the contexts in it: storage, and the abstract syntaxes in `services`."""
     contexts: dict[int, Context] = {}
     answers = b""
-    for one in request.proposals:
+    for one in asked.proposals:
         chosen = next((uid for uid in one.transfer_syntaxes if uid not in DEFLATED and UID.fullmatch(uid)), None)
         known = one.abstract_syntax in services or is_storage(one.abstract_syntax)
         result = NO_SERVICE if not known else ACCEPTED if chosen else NO_SYNTAX
@@ -151,10 +151,10 @@ def agree(request: Request, services: frozenset[str]) -> tuple[bytes, dict[int, 
     user = (
         _item(_LENGTH, struct.pack(">I", LONGEST_PDU))
         + _item(_CLASS, IMPLEMENTATION_CLASS_UID.encode())
-        + b"".join(_item(_ROLE, _role(*role)) for role in request.roles if role[0] in accepted)
+        + b"".join(_item(_ROLE, _role(*role)) for role in asked.roles if role[0] in accepted)
         + _item(_VERSION, IMPLEMENTATION_VERSION_NAME.encode())
     )
-    body = struct.pack(">H2x", 1) + request.titles + bytes(32) + _item(_APPLICATION, _APPLICATION_CONTEXT.encode())
+    body = struct.pack(">H2x", 1) + asked.titles + bytes(32) + _item(_APPLICATION, _APPLICATION_CONTEXT.encode())
     body += answers + _item(_USER, user)
     return struct.pack(">BxI", 2, len(body)) + body, contexts
 
@@ -167,6 +167,70 @@ def _role(sop_class_uid: str, scu: int, scp: int) -> bytes:
     """A peer may be SCP of storage commitment to us (it brings a report), and SCU of everything we take."""
     uid = sop_class_uid.encode("ascii", "replace")
     return struct.pack(">H", len(uid)) + uid + bytes([scu & 1, scp & 1 if sop_class_uid == STORAGE_COMMITMENT else 0])
+
+
+def request(
+    calling: str, called: str, contexts: Sequence[tuple[str, str]], roles: Sequence[tuple[str, int, int]] = ()
+) -> bytes:
+    """Encode an A-ASSOCIATE-RQ for `contexts` (abstract syntax, transfer syntax), numbered 1, 3, 5, …; `roles` as in
+    `Request`."""
+    titles = called.encode("ascii").ljust(16) + calling.encode("ascii").ljust(16)
+    proposals = b"".join(
+        _item(
+            _PROPOSED,
+            struct.pack(">Bxxx", 2 * index + 1)
+            + _item(_ABSTRACT, abstract.encode("ascii"))
+            + _item(_TRANSFER, transfer.encode("ascii")),
+        )
+        for index, (abstract, transfer) in enumerate(contexts)
+    )
+    user = (
+        _item(_LENGTH, struct.pack(">I", LONGEST_PDU))
+        + _item(_CLASS, IMPLEMENTATION_CLASS_UID.encode())
+        + b"".join(
+            _item(_ROLE, struct.pack(">H", len(uid)) + uid.encode() + bytes([scu, scp])) for uid, scu, scp in roles
+        )
+        + _item(_VERSION, IMPLEMENTATION_VERSION_NAME.encode())
+    )
+    body = struct.pack(">H2x", 1) + titles + bytes(32) + _item(_APPLICATION, _APPLICATION_CONTEXT.encode())
+    body += proposals + _item(_USER, user)
+    return struct.pack(">BxI", 1, len(body)) + body
+
+
+def accepted(pdu: bytes) -> tuple[dict[int, str], int]:
+    """Decode an A-ASSOCIATE-AC: transfer syntax by accepted context, and the longest P-DATA the peer takes."""
+    contexts: dict[int, str] = {}
+    longest = None
+    for kind, value in _items(pdu[74:]):
+        if kind == _AGREED and len(value) >= 4 and value[2] == ACCEPTED:
+            contexts[value[0]] = "".join(_text(uid) for inner, uid in _items(value[4:]) if inner == _TRANSFER)
+        elif kind == _USER:
+            found = [int.from_bytes(item, "big") for inner, item in _items(value) if inner == _LENGTH]
+            longest = found[0] if found else None
+    if longest is None:
+        raise PeerError("the A-ASSOCIATE-AC lacks its maximum length")  # mandatory, PS3.8 D.1
+    return contexts, longest
+
+
+_RESULTS = {1: "permanently", 2: "for now"}
+_REASONS = {  # by source and reason, PS3.8 table 9-21
+    (1, 1): "no reason given",
+    (1, 2): "application context not supported",
+    (1, 3): "calling AE title not recognised",
+    (1, 7): "called AE title not recognised",
+    (2, 1): "no reason given",
+    (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion",
+    (3, 2): "local limit exceeded",
+}
+
+
+def rejection(pdu: bytes) -> str:
+    """Decode an A-ASSOCIATE-RJ to words."""
+    if len(pdu) < 10:
+        return "no reason that can be read"
+    result, source, reason = pdu[7:10]
+    return f"{_RESULTS.get(result, 'rejected')}: {_REASONS.get((source, reason), f'source {source}, reason {reason}')}"
 
 
 def reject(reason: int, *, source: int = 1, transient: bool = False) -> bytes:

@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from appliance.buffer import Buffer, Kept
-from appliance.dicom import status
+from appliance.buffer.commitment_requests import CommitmentRequests
+from appliance.buffer.commitments import Commitments
+from appliance.dicom import dimse, status
 from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor
+from appliance.dicom.answer_commitment import take_request
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.keep_instance import KeepInstance
-from appliance.dicom.negotiation import Request
+from appliance.dicom.negotiation import STORAGE_COMMITMENT, Request
+from appliance.dicom.request_commitment import take_report
 from appliance.dicom.services import Incoming, NRequest, NResponse
 from appliance.dicom.tls import server_context
-from appliance.errors import ConfigError, StorageError
+from appliance.errors import ConfigError, PeerError, StorageError
 from appliance.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _INDEX_S = 0.05  # instances that came within this time share one transaction
 
@@ -44,6 +52,9 @@ class Receiver:
         self._received = self._refused = self.port = 0
         self._acceptors: list[Acceptor] = []
         self._peers = [(peer.ae_title, addresses_of(peer.host)) for peer in settings.listen.peers.values()]
+        self._known = settings.listen.peers
+        self._commitments = Commitments(self._buffer.database)
+        self._requests = CommitmentRequests(self._buffer.database)
         self._tls = settings.listen.dicom_tls
         self._waiting = threading.Event()  # something is to be indexed
 
@@ -88,8 +99,20 @@ class Receiver:
         return KeepInstance(self._buffer, incoming, self._told)
 
     def normalized(self, request: NRequest) -> NResponse:
-        """None of these yet."""
-        del request
+        """Storage commitment: reports of what we asked for, and requests of others."""
+        now = time.time()
+        try:
+            if request.class_uid == STORAGE_COMMITMENT and request.command == dimse.N_EVENT_REPORT_RQ:
+                known = take_report(self._commitments, request, now).known
+                return NResponse(status.SUCCESS if known else status.NO_SUCH_INSTANCE)
+            if request.class_uid == STORAGE_COMMITMENT and request.command == dimse.N_ACTION_RQ:
+                return take_request(self._requests, self._known, request, now)
+        except PeerError as error:
+            log.warning("request from %s cannot be read: %s", request.address, error)
+            return NResponse(status.INVALID_ARGUMENT)
+        except StorageError as error:
+            self._alarm("receiver", str(error))
+            return NResponse(status.PROCESSING_FAILURE)
         return NResponse(status.UNRECOGNIZED)
 
     def ended(self, association: str, *, released: bool) -> None:

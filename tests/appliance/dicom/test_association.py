@@ -100,7 +100,7 @@ def test_a_rejection_is_transient_and_says_why():
     server = ae.start_server(("127.0.0.1", 0), block=False)
     try:
         wrong = peer(server.server_address[1]).model_copy(update={"ae_title": "WRONG"})
-        with pytest.raises(DeliveryError, match=r"Called AE title not recognised; check the AE titles") as caught:
+        with pytest.raises(DeliveryError, match=r"called AE title not recognised; check the AE titles") as caught:
             Association("pacs", wrong, [ECHO_CONTEXT])
         assert not caught.value.permanent
     finally:

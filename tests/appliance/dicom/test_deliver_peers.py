@@ -107,7 +107,7 @@ def test_orthanc_that_does_not_know_its_name_is_reported_and_nothing_is_given_up
     intake.put_jobs([pack(make_spooled(), 5)], time.time())
     intake.close()
     with Running(tmp_path, orthanc.port, "SOMEONE") as running:
-        running.until(lambda: "Called AE title not recognised" in running.alarms.get("destination pacs", ""))
+        running.until(lambda: "called AE title not recognised" in running.alarms.get("destination pacs", ""))
         assert running.deliverer.status()["results"]["queued"] == 2
     with Running(tmp_path, orthanc.port, orthanc.ae_title) as running:
         running.until_sent(2)

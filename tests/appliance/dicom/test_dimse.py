@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pynetdicom.dsutils import decode
 from pynetdicom.pdu import P_DATA_TF
 
-from appliance.dicom import dimse
+from appliance.dicom import dimse, negotiation
 from appliance.errors import PeerError
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -46,10 +46,10 @@ def test_pdus_carry_the_bytes_within_the_peers_limit(data, longest, command):
 
 @given(data=st.binary(max_size=300))
 def test_garbage_raises_peer_error_and_nothing_else(data):
-    for read in (dimse.read_command, lambda d: list(dimse.fragments(d)), lambda d: dimse.accepted(b"\x02\0" + d)):
+    for read in (dimse.read_command, lambda d: list(dimse.fragments(d)), lambda d: negotiation.accepted(b"\x02\0" + d)):
         with suppress(PeerError):
             read(data)
-    assert isinstance(dimse.rejection(data), str)
+    assert isinstance(negotiation.rejection(data), str)
 
 
 def test_a_response_to_another_message_is_not_ours():

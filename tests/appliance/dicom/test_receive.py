@@ -125,7 +125,7 @@ def test_only_listed_peers_may_send_once_there_is_a_list(tmp_path, free_port):
 
     listed(ae_title="NEARSCAN", host="localhost")
     for wrong in ({"ae_title": "OTHER", "host": "localhost"}, {"ae_title": "NEARSCAN", "host": "192.0.2.1"}):
-        with pytest.raises(DeliveryError, match="Calling AE title not recognised"):
+        with pytest.raises(DeliveryError, match="calling AE title not recognised"):
             listed(**wrong)
 
 

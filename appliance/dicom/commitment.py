@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of storage commitment, read and written (PS3.4 annex J).
+
+Rule: pure, and without recursion: a data set is walked through once, whatever it is nested in.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from appliance.errors import PeerError
+
+SOP_CLASS = "1.2.840.10008.1.20.1"
+INSTANCE = "1.2.840.10008.1.20.1.1"  # well known
+REQUEST = 1  # action type
+ALL, SOME = 1, 2  # event types: all are committed; failures exist
+NO_SUCH_INSTANCE, CLASS_CONFLICT, OTHER_FAILURE = 0x0112, 0x0119, 0x0110
+IMPLICIT = "1.2.840.10008.1.2"
+
+_TRANSACTION, _FAILED, _REFERENCED = 0x00081195, 0x00081198, 0x00081199
+_CLASS, _UID, _REASON = 0x00081150, 0x00081155, 0x00081197
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # PS3.5 7.1.2
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """A request, or a report."""
+
+    transaction_uid: str
+    instances: tuple[tuple[str, str], ...]  # (SOP class, SOP instance): asked for, or committed
+    failed: Mapping[str, int] = field(default_factory=dict)  # reason by SOP instance
+
+
+def walk(data: bytes, transfer_syntax_uid: str) -> Iterator[tuple[int, bytes]]:
+    """Give every element and item header of a little-endian data set in order, flat. Raises PeerError."""
+    offset, implicit = 0, transfer_syntax_uid == IMPLICIT
+    while offset < len(data):
+        if len(data) - offset < 8:
+            raise PeerError("a data set ends inside an element")
+        group, element = struct.unpack_from("<HH", data, offset)
+        tag = group << 16 | element
+        if tag in (_ITEM, _ITEM_END, _SEQUENCE_END):
+            yield tag, b""
+            offset += 8
+            continue
+        vr, start, length = _header(data, offset, implicit)
+        if vr == b"SQ" or length == 0xFFFFFFFF or tag in (_FAILED, _REFERENCED):
+            yield tag, b""
+            offset = start  # into it
+            continue
+        if start + length > len(data):
+            raise PeerError(f"({group:04X},{element:04X}) is cut off")
+        yield tag, data[start : start + length]
+        offset = start + length
+
+
+def _header(data: bytes, offset: int, implicit: bool) -> tuple[bytes, int, int]:
+    if implicit:
+        return b"", offset + 8, struct.unpack_from("<I", data, offset + 4)[0]
+    vr = data[offset + 4 : offset + 6]
+    if vr not in _LONG:
+        return vr, offset + 8, struct.unpack_from("<H", data, offset + 6)[0]
+    if len(data) - offset < 12:
+        raise PeerError("a data set ends inside an element")
+    return vr, offset + 12, struct.unpack_from("<I", data, offset + 8)[0]
+
+
+def read(data: bytes, transfer_syntax_uid: str) -> Commitment:
+    """Read a request or a report. Raises PeerError."""
+    transaction, items = "", dict[int, list[dict[int, bytes]]]()
+    current: list[dict[int, bytes]] = []
+    for tag, value in walk(data, transfer_syntax_uid):
+        if tag == _TRANSACTION:
+            transaction = text(value)
+        elif tag in (_FAILED, _REFERENCED):
+            current = items.setdefault(tag, [])
+        elif tag == _ITEM:
+            current.append({})
+        elif current:
+            current[-1][tag] = value
+    if not transaction:
+        raise PeerError("a storage commitment without a transaction UID")
+    good = tuple((text(item.get(_CLASS, b"")), text(item.get(_UID, b""))) for item in items.get(_REFERENCED, ()))
+    failed = {
+        text(item.get(_UID, b"")): int.from_bytes(item.get(_REASON, b"")[:2], "little")
+        for item in items.get(_FAILED, ())
+    }
+    return Commitment(transaction, good, failed)
+
+
+def text(value: bytes) -> str:
+    """A UID as text."""
+    return value.rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def write(commitment: Commitment, classes: Mapping[str, str], transfer_syntax_uid: str = IMPLICIT) -> bytes:
+    """Encode a request or a report; `classes` gives the SOP class of what failed."""
+    explicit = transfer_syntax_uid != IMPLICIT
+    data = _element(_TRANSACTION, b"UI", _padded(commitment.transaction_uid), explicit)
+    if commitment.failed:
+        items = [
+            _reference(classes.get(uid, ""), uid, explicit)
+            + _element(_REASON, b"US", struct.pack("<H", reason), explicit)
+            for uid, reason in commitment.failed.items()
+        ]
+        # (0008,1197) comes after (0008,1155): the items are in the order of their tags
+        data += _sequence(_FAILED, items, explicit)
+    if commitment.instances:
+        data += _sequence(_REFERENCED, [_reference(*one, explicit) for one in commitment.instances], explicit)
+    return data
+
+
+def _reference(sop_class_uid: str, uid: str, explicit: bool) -> bytes:
+    return _element(_CLASS, b"UI", _padded(sop_class_uid), explicit) + _element(_UID, b"UI", _padded(uid), explicit)
+
+
+def _padded(uid: str) -> bytes:
+    value = uid.encode("ascii", "replace")
+    return value + b"\0" * (len(value) % 2)
+
+
+def _element(tag: int, vr: bytes, value: bytes, explicit: bool) -> bytes:
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    return head + (vr + struct.pack("<H", len(value)) if explicit else struct.pack("<I", len(value))) + value
+
+
+def _sequence(tag: int, items: Sequence[bytes], explicit: bool) -> bytes:
+    body = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    return head + (b"SQ\0\0" if explicit else b"") + struct.pack("<I", len(body)) + body
