@@ -125,7 +125,7 @@ ABORT_BY_PROVIDER = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2])
         (b"\x01\0" + struct.pack(">I", 0xFFFFFFFF), "a PDU of 4294967295 bytes was announced"),
         (
             b"\x01\0" + struct.pack(">I", 72) + b"\0\1" + bytes(66) + b"\x20\0\xff\xff",
-            "the A-ASSOCIATE-RQ cannot be read",
+            "the A-ASSOCIATE PDU cannot be read",
         ),
         (b"\x04\0" + struct.pack(">I", 4) + bytes(4), ""),
         (b"\x05\0" + struct.pack(">I", 4) + bytes(4), ""),
