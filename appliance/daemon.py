@@ -45,8 +45,8 @@ def jobs(settings: Settings) -> dict[str, Job]:
     if settings.listen.dicom:
         wanted.append(Job("receiver", "receiver", part=(site, settings.listen, buffer)))
     if settings.destinations or settings.listen.dicom:
-        title = settings.listen.dicom.ae_title if settings.listen.dicom else ""
-        part = (site, settings.destinations, settings.routes, settings.listen.peers, title, buffer)
+        listen = settings.listen
+        part = (site, settings.destinations, settings.routes, listen.peers, listen.our_ae_title, buffer)
         wanted.append(Job("deliverer", "deliverer", part=part))
     if settings.console:
         pipelines = tuple(settings.pipelines)

@@ -69,6 +69,11 @@ class Listen(Model):
         examples=["mr-1"],
     )
 
+    @property
+    def our_ae_title(self) -> str:
+        """What we call ourselves when we report to a peer."""
+        return (self.dicom or ListenDicom()).ae_title
+
 
 class DicomDestination(Model):
     host: str = Field(min_length=1, description="Host name or address of the PACS.", examples=["127.0.0.1"])

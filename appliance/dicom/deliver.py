@@ -219,9 +219,8 @@ class Deliverer:
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
         self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
         self._routes = settings.routes
-        ae_title = settings.listen.dicom.ae_title if settings.listen.dicom else "NEARSCAN"
         self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
-        self._answers = AnswerCommitment(self._buffer, settings.listen.peers, ae_title, alarm)
+        self._answers = AnswerCommitment(self._buffer, settings.listen.peers, settings.listen.our_ae_title, alarm)
         self._destinations = {
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
