@@ -181,6 +181,8 @@ def listeners(settings: Settings) -> Iterator[tuple[Keys, str, int]]:
         yield ("listen", "dicom", "port"), settings.listen.dicom.bind, settings.listen.dicom.port
     if settings.listen.dicom_tls:
         yield ("listen", "dicom_tls", "port"), settings.listen.dicom_tls.bind, settings.listen.dicom_tls.port
+    if settings.listen.dicomweb:
+        yield ("listen", "dicomweb", "port"), settings.listen.dicomweb.bind, settings.listen.dicomweb.port
     for name, pipeline in settings.pipelines.items():
         path = ("pipelines", name)
         entries: list[tuple[Keys, Operator]] = [((*path, "source"), pipeline.source)]
@@ -203,6 +205,8 @@ def _impossible(settings: Settings) -> Iterator[tuple[Keys, str]]:
     ):
         if folder is not None and not folder.is_absolute():
             yield keys, f"must be an absolute path, got {str(folder)!r}; begin it with '/'"
+    if settings.listen.dicomweb and not settings.listen.dicom:
+        yield ("listen", "dicomweb"), "needs listen.dicom, which runs the receiver; add it"
     if settings.listen.dicom_tls and not settings.listen.dicom:
         yield (
             ("listen", "dicom_tls"),

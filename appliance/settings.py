@@ -52,6 +52,16 @@ class ListenDicomTls(ListenTls):
     bind: str = Field("0.0.0.0", description="Address to listen on.")
 
 
+class ListenDicomweb(Model):
+    port: Port = Field(8042, description="TCP port of the DICOMweb service (STOW-RS, QIDO-RS, WADO-RS).")
+    bind: str = Field("127.0.0.1", description="Address to listen on.")
+    tls: ListenTls | None = Field(None, description="Serve HTTPS, with client certificates where `ca` is set.")
+    token_file: Path | None = Field(
+        None, description="File with a bearer token that every request must bring. None: whoever reaches it may."
+    )
+    max_uploads: int = Field(8, ge=1, le=64, description="Uploads served at one time; more are told to come later.")
+
+
 class Peer(Model):
     ae_title: AETitle = Field(description="Its AE title.", examples=["MR_SCANNER"])
     host: str = Field(min_length=1, description="Its address; it may call from no other.", examples=["192.0.2.10"])
@@ -62,6 +72,9 @@ class Listen(Model):
     dicom: ListenDicom | None = Field(None, description="DICOM listener (C-ECHO, C-STORE).")
     dicom_tls: ListenDicomTls | None = Field(
         None, description="A second DICOM listener, with TLS 1.2 or 1.3; needs `dicom`, whose AE title it has."
+    )
+    dicomweb: ListenDicomweb | None = Field(
+        None, description="DICOMweb service of the receiver; needs `dicom`. Absent: none."
     )
     peers: dict[Name, Peer] = Field(
         default_factory=dict,

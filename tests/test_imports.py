@@ -24,7 +24,7 @@ LAYERS = [
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/", "appliance/igtl_server.py",
-        "appliance/mrd_session.py",
+        "appliance/mrd_session.py", "appliance/http_deadline.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),
     ("operators/runners.py", "operators/adapter.py"),

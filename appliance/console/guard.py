@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every request and answer of the console goes through: names we answer to, origins, headers, deadlines."""
+"""What every request and answer of the console goes through: names we answer to, origins, headers."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from functools import cache
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
-REQUEST_S = 10.0  # a request, or a new connection's first one, must be here within this
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -76,36 +71,3 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008, "reason": "foreign origin"})
         text = "console: this host name or origin is not ours; open the page by this machine's name or address\n"
         await PlainTextResponse(text, 421)(scope, receive, send_guarded)
-
-
-class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which alone would wait for ever for a request that does not come or does not end."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        if self._deadline is None:
-            self._expect()
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
-            self._done()  # the request is here whole; the answer may take its time
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._done()
-        super().connection_lost(exc)
-
-    def handle_websocket_upgrade(self, event: Any) -> None:
-        self._done()
-        super().handle_websocket_upgrade(event)
-
-    def _expect(self) -> None:
-        self._deadline = self.loop.call_later(REQUEST_S, self.transport.close)
-
-    def _done(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import uvicorn
 
 from appliance.console.app import Console
-from appliance.console.guard import ImpatientProtocol, our_names
+from appliance.console.guard import our_names
 from appliance.errors import ConfigError
+from appliance.http_deadline import ImpatientProtocol
 from appliance.settings import Settings
 
 

@@ -6,6 +6,7 @@ Rule: pure, and without recursion: a data set is walked through once, whatever i
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,15 @@ def read(data: bytes, transfer_syntax_uid: str) -> Commitment:
         for item in items.get(_FAILED, ())
     }
     return Commitment(transaction, good, failed)
+
+
+def read_json(body: bytes) -> tuple[tuple[str, str], ...]:
+    """Read the (SOP class, SOP instance) that a request in DICOM JSON names. Raises PeerError."""
+    try:
+        items = json.loads(body)["00081199"]["Value"]
+        return tuple((str(item["00081150"]["Value"][0]), str(item["00081155"]["Value"][0])) for item in items)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise PeerError("a storage commitment request needs a Referenced SOP Sequence (0008,1199)") from error
 
 
 def text(value: bytes) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -24,8 +25,9 @@ from appliance.dicom.negotiation import STORAGE_COMMITMENT, Request
 from appliance.dicom.request_commitment import take_report
 from appliance.dicom.services import Incoming, NRequest, NResponse
 from appliance.dicom.tls import server_context
+from appliance.dicom.web.serve import WebServer
 from appliance.errors import ConfigError, PeerError, StorageError
-from appliance.settings import Settings
+from appliance.settings import ListenDicomweb, Settings
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ class Receiver:
         self._known = settings.listen.peers
         self._commitments = Commitments(self._buffer.database)
         self._requests = CommitmentRequests(self._buffer.database)
-        self._tls = settings.listen.dicom_tls
+        self._tls, self._dicomweb = settings.listen.dicom_tls, settings.listen.dicomweb
+        self._web: WebServer | None = None
         self._waiting = threading.Event()  # something is to be indexed
 
     def run(self, stop: threading.Event) -> None:
@@ -65,11 +68,15 @@ class Receiver:
             if self._tls:
                 context = server_context(self._tls)
                 self._listen_on((self._tls.bind, self._tls.port), "listen.dicom_tls", context)
+            if self._dicomweb:
+                self._web = self._serve_web(self._dicomweb)
             self.port = self._acceptors[0].address[1]
             self._serve(stop)
         finally:
             for acceptor in self._acceptors:
                 acceptor.close()
+            if self._web:
+                self._web.close()
             self._index(self._buffer.index)
 
     def _listen_on(self, address: tuple[str, int], key: str, tls: ssl.SSLContext | None) -> None:
@@ -78,6 +85,13 @@ class Receiver:
         except OSError as error:
             text = f"receive: cannot listen on {address[0]}:{address[1]}: {error.strerror}"
             raise ConfigError(f"{text}; check {key}") from error
+
+    def _serve_web(self, settings: ListenDicomweb) -> WebServer:
+        try:
+            return WebServer(settings, self._buffer, self._told)
+        except OSError as error:
+            text = f"receive: cannot listen on {settings.bind}:{settings.port}: {os.strerror(error.errno or 0)}"
+            raise ConfigError(f"{text}; check listen.dicomweb") from error
 
     def _serve(self, stop: threading.Event) -> None:
         """Index what came, soon after it came."""
@@ -143,7 +157,8 @@ class Receiver:
         for acceptor in self._acceptors:
             listeners.update(acceptor.status())
         counts = {"received": self._received, "refused": self._refused, "port": self.port}
-        return {**counts, "listener": dict(listeners)}
+        web = {"dicomweb": self._web.status()} if self._web else {}
+        return {**counts, "listener": dict(listeners), **web}
 
     def close(self) -> None:
         """Close the buffer, after `run`."""

@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from appliance import http_deadline
 from appliance.console import guard
 from appliance.console.serve import run
 from appliance.errors import ConfigError
@@ -234,7 +235,7 @@ def test_an_unknown_pipeline_is_refused(bench):
     [(b"", b""), (b"", b"GET / HT"), (b"GET /static/live.js HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HT")],
 )
 def test_a_request_that_does_not_end_is_hung_up_on(bench, first, sent, monkeypatch):
-    monkeypatch.setattr(guard, "REQUEST_S", 0.3)
+    monkeypatch.setattr(http_deadline, "REQUEST_S", 0.3)
     with socket.create_connection(bench.address.split(":"), timeout=5) as slow:  # less than the keep-alive
         if first:
             slow.sendall(first)
@@ -244,7 +245,7 @@ def test_a_request_that_does_not_end_is_hung_up_on(bench, first, sent, monkeypat
 
 
 def test_a_live_page_is_not_hung_up_on(bench, monkeypatch):
-    monkeypatch.setattr(guard, "REQUEST_S", 0.1)
+    monkeypatch.setattr(http_deadline, "REQUEST_S", 0.1)
     with live(bench) as viewer:
         time.sleep(0.4)
         show_until_seen(bench, 0, viewer)

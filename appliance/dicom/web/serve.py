@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the DICOMweb service in a thread of the receiver process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+
+from appliance.buffer import Buffer
+from appliance.dicom.web.app import DicomWeb
+from appliance.errors import ConfigError
+from appliance.http_deadline import UploadProtocol
+from appliance.settings import ListenDicomweb
+
+_STOP_S = 5.0
+_HEAD_BYTES = 16_384
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield  # signals belong to the child process
+
+
+class WebServer:
+    """Listens from the constructor on. Raises OSError, ConfigError."""
+
+    def __init__(self, settings: ListenDicomweb, buffer: Buffer, told: Callable[[str], None]) -> None:
+        self._web = DicomWeb(buffer, settings.token_file, settings.max_uploads, told)
+        tls = settings.tls
+        config = uvicorn.Config(
+            self._web.app(),
+            http=UploadProtocol,
+            ws="none",
+            h11_max_incomplete_event_size=_HEAD_BYTES,
+            limit_concurrency=settings.max_uploads + 64,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=2,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
+            ssl_ca_certs=str(tls.ca) if tls and tls.ca else None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.ca else ssl.CERT_NONE,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+        )
+        try:
+            config.load()
+        except OSError as error:
+            raise ConfigError(
+                f"listen.dicomweb.tls: files cannot be used ({error.strerror or type(error).__name__}); "
+                "check that they are PEM files, belong together, and may be read by this user"
+            ) from error
+        if config.ssl is not None:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+        self._listener = socket.create_server((settings.bind, settings.port), family=family)
+        self.port = int(self._listener.getsockname()[1])
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._run, name="dicomweb", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve([self._listener]))
+
+    def status(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"port": self.port, "requests": self._web.n_requests, "uploads": self._web.uploads}
+
+    def close(self) -> None:
+        """Stop; uploads that run are cut, and nothing is kept of the part that was on its way."""
+        self._server.should_exit = True
+        self._thread.join(_STOP_S)
+        self._listener.close()
