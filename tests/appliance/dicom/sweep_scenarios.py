@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sweep.py does while faults hit it: receive, deliver, purge. Each tells what it was promised, line by line."""
+"""What sweep.py does while faults hit it. Each tells what it was promised, line by line."""
 
 import pickle
+import socket
+import threading
 from pathlib import Path
 
 from appliance.buffer import Buffer, NewInstance
+from appliance.buffer.commitments import Commitments
+from appliance.dicom.association import Association
 from appliance.dicom.build_results import build_next
 from appliance.dicom.deliver import Destination
-from appliance.errors import StorageError
+from appliance.dicom.part10 import header
+from appliance.dicom.receive import Receiver
+from appliance.dicom.web.stow import StowRequest
+from appliance.errors import DeliveryError, StorageError
 from appliance.settings import Buffer as Waits
-from appliance.settings import DicomDestination
+from appliance.settings import DicomDestination, Settings
 
 MR, IMPLICIT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.2"
 
@@ -91,3 +98,79 @@ def purge(folder, tell, _):
     for _attempt in range(2):
         second.purge(2e9, 0)
     second.close()
+
+
+def encoded(n):
+    """A data set that says it is instance n."""
+    uid = f"1.{n}".encode() + b"\0"
+    return b"\x08\0\x16\0\x1a\0\0\0" + MR.encode() + b"\0\x08\0\x18\0\x04\0\0\0" + uid[:4] + content(n)
+
+
+def receive_dicom(folder, tell, argument):
+    """The whole receiver over a real socket; its peer sends again what is refused, or what broke."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings.model_validate(
+        {
+            "site": {"name": "box", "data_dir": folder / "data"},
+            "listen": {"dicom": {"port": port, "bind": "127.0.0.1"}},
+            "buffer": {"reserve_gb": 0},
+        }
+    )
+    stop, receiver = threading.Event(), Receiver(settings, silent)
+    thread = threading.Thread(target=receiver.run, args=(stop,))
+    thread.start()
+    while not receiver.port:
+        stop.wait(0.001)
+    peer = DicomDestination(host="127.0.0.1", port=port, ae_title="NEARSCAN", timeout_s=5)
+    for n in range(3):
+        for _attempt in range(3):
+            try:
+                with Association("box", peer, [(MR, IMPLICIT)]) as assoc:
+                    assoc.store(MR, f"1.{n}", IMPLICIT, memoryview(encoded(n)))
+            except DeliveryError:
+                tell(f"refused {n}")
+                continue
+            tell(f"kept {n}")
+            break
+    stop.set()
+    thread.join(10)
+    receiver.close()
+
+
+def stow(folder, tell, _):
+    """Three parts by STOW-RS, the same request again where something was refused."""
+    buffer = Buffer(folder / "data")
+    parts = (b"--B\r\n\r\n" + header(MR, f"1.{n}", IMPLICIT) + encoded(n) + b"\r\n" for n in range(3))
+    body = b"".join(parts) + b"--B--"
+    for _attempt in range(3):
+        request = StowRequest(buffer, b"B", "", "127.0.0.1", silent)
+        try:
+            for at in range(0, len(body), 5000):
+                request.feed(body[at : at + 5000])
+            request.finish()
+        except StorageError:
+            tell("failed")
+        code, said = request.answer()
+        for item in said.get("00081199", {}).get("Value", ()):
+            tell(f"kept {item['00081155']['Value'][0][2:]}")
+        if code == 200:
+            break
+    buffer.close()
+
+
+def commit(folder, tell, _):
+    """Two instances are sent, and committed to in two reports; then purged."""
+    buffer = Buffer(folder / "data")
+    for n in range(2):
+        buffer.put_instance(NewInstance(content(n), MR, f"1.{n}", IMPLICIT, destinations=("pacs",)), n)
+    tell("kept 2")
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 5), 5, must_commit=True)
+    commitments = Commitments(buffer.database)
+    for n in range(2):
+        commitments.begin(f"2.25.{n}", "pacs", commitments.uncommitted("pacs", 6), 6)
+        tell(f"asked {n}")
+        commitments.report(f"2.25.{n}", {f"1.{n}"}, {}, 7)
+        tell(f"committed {n}")
+        buffer.purge(1e9, 0)
+    buffer.close()

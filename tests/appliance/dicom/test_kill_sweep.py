@@ -79,6 +79,44 @@ def test_receiving(tmp_path):
     assert longest < 5
 
 
+@pytest.mark.parametrize("scenario", ["receive_dicom", "stow"])
+def test_what_was_acknowledged_over_the_wire_is_here(tmp_path, scenario):
+    runs, counts = sweep(scenario, tmp_path / "runs", faults=("KILL", "EIO"))
+    longest = 0.0
+    for run in runs:
+        folder = tmp_path / "runs" / run["folder"]
+        buffer, took = reopened(folder)
+        longest = max(longest, took)
+        kept = {uid: data[-len(content(0)) :] for uid, data in held(buffer).items()}
+        assert {f"1.{n}": content(n) for n in told(folder, "kept")}.items() <= kept.items(), run
+        assert buffer.counts()["conflicts"] == 0, run
+        buffer.close()
+    report(scenario, counts, longest)
+    assert min(counts.values()) > 10
+    assert longest < 5
+
+
+def test_committing(tmp_path):
+    runs, counts = sweep("commit", tmp_path / "runs", faults=("KILL",))
+    longest = 0.0
+    for run in runs:
+        folder = tmp_path / "runs" / run["folder"]
+        buffer, took = reopened(folder)
+        longest = max(longest, took)
+        states = "SELECT i.sop_instance_uid, d.state FROM instances i JOIN deliveries d ON d.instance_id = i.id"
+        rows, kept = dict(buffer.database.query(states)), held(buffer)
+        if told(folder, "kept"):
+            assert len(rows) == 2, run
+        for n in told(folder, "committed"):
+            assert rows[f"1.{n}"] == "committed", run
+        for uid, state in rows.items():
+            assert uid in kept or state == "committed", (run, uid)
+        buffer.close()
+    report("commit and purge", counts, longest)
+    assert counts["KILL"] > 30
+    assert longest < 5
+
+
 def finish(folder, port):
     """Go on where the process was; gives the counts at the end."""
     buffer, took = reopened(folder)
