@@ -82,6 +82,15 @@ _TABLES: dict[str, dict[str, type]] = {
         "created_s": float,
         "done_s": float,
     },
+    "mpps": {
+        "id": int,
+        "sop_instance_uid": str,
+        "status": str,  # IN PROGRESS | COMPLETED | DISCONTINUED
+        "series": str,  # JSON: number of images by Series Instance UID
+        "peer": str,
+        "created_s": float,
+        "changed_s": float,
+    },
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
@@ -99,6 +108,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("jobs", ("state", DescIndex("priority"), "id"), False),
     ("jobs", ("segment",), False),
     ("segments", ("name",), True),
+    ("mpps", ("sop_instance_uid",), True),
     ("commitments", ("transaction_uid",), True),
     ("commitment_items", ("commitment_id",), False),
     ("commitment_items", ("delivery_id", "outcome"), False),

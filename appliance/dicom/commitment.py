@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.errors import PeerError
@@ -35,8 +35,9 @@ class Commitment:
     failed: Mapping[str, int] = field(default_factory=dict)  # reason by SOP instance
 
 
-def walk(data: bytes, transfer_syntax_uid: str) -> Iterator[tuple[int, bytes]]:
-    """Give every element and item header of a little-endian data set in order, flat. Raises PeerError."""
+def walk(data: bytes, transfer_syntax_uid: str, sequences: Container[int]) -> Iterator[tuple[int, bytes]]:
+    """Give every element and item header of a little-endian data set in order, flat, what is in `sequences` too
+    (implicit VR does not say what is one). Raises PeerError."""
     offset, implicit = 0, transfer_syntax_uid == IMPLICIT
     while offset < len(data):
         if len(data) - offset < 8:
@@ -48,7 +49,7 @@ def walk(data: bytes, transfer_syntax_uid: str) -> Iterator[tuple[int, bytes]]:
             offset += 8
             continue
         vr, start, length = _header(data, offset, implicit)
-        if vr == b"SQ" or length == 0xFFFFFFFF or tag in (_FAILED, _REFERENCED):
+        if vr == b"SQ" or length == 0xFFFFFFFF or tag in sequences:
             yield tag, b""
             offset = start  # into it
             continue
@@ -73,7 +74,7 @@ def read(data: bytes, transfer_syntax_uid: str) -> Commitment:
     """Read a request or a report. Raises PeerError."""
     transaction, items = "", dict[int, list[dict[int, bytes]]]()
     current: list[dict[int, bytes]] = []
-    for tag, value in walk(data, transfer_syntax_uid):
+    for tag, value in walk(data, transfer_syntax_uid, (_FAILED, _REFERENCED)):
         if tag == _TRANSACTION:
             transaction = text(value)
         elif tag in (_FAILED, _REFERENCED):

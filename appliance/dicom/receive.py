@@ -16,12 +16,14 @@ from typing import Any
 from appliance.buffer import Buffer, Kept
 from appliance.buffer.commitment_requests import CommitmentRequests
 from appliance.buffer.commitments import Commitments
+from appliance.buffer.mpps import ProcedureSteps
 from appliance.dicom import dimse, status
 from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor
 from appliance.dicom.answer_commitment import take_request
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.keep_instance import KeepInstance
-from appliance.dicom.negotiation import STORAGE_COMMITMENT, Request
+from appliance.dicom.negotiation import MPPS, STORAGE_COMMITMENT, Request
+from appliance.dicom.procedure_step import take_step
 from appliance.dicom.request_commitment import take_report
 from appliance.dicom.services import Incoming, NRequest, NResponse
 from appliance.dicom.tls import server_context
@@ -57,6 +59,7 @@ class Receiver:
         self._known = settings.listen.peers
         self._commitments = Commitments(self._buffer.database)
         self._requests = CommitmentRequests(self._buffer.database)
+        self._steps = ProcedureSteps(self._buffer.database)
         self._tls, self._dicomweb = settings.listen.dicom_tls, settings.listen.dicomweb
         self._web: WebServer | None = None
         self._waiting = threading.Event()  # something is to be indexed
@@ -113,9 +116,11 @@ class Receiver:
         return KeepInstance(self._buffer, incoming, self._told)
 
     def normalized(self, request: NRequest) -> NResponse:
-        """Storage commitment: reports of what we asked for, and requests of others."""
+        """Storage commitment: reports of what we asked for, and requests of others; and performed procedure steps."""
         now = time.time()
         try:
+            if request.class_uid == MPPS and request.command in (dimse.N_CREATE_RQ, dimse.N_SET_RQ):
+                return take_step(self._steps, request, now)
             if request.class_uid == STORAGE_COMMITMENT and request.command == dimse.N_EVENT_REPORT_RQ:
                 known = take_report(self._commitments, request, now).known
                 return NResponse(status.SUCCESS if known else status.NO_SUCH_INSTANCE)

@@ -57,7 +57,7 @@ def find_unusable(kspace: Kspace, ky: NDArray[np.int64], levels: Levels) -> list
         where = {"coil": coil, "line": int(ky[line]), "column": column}
         return [Finding("not_finite", message, "alarm", len(bad), 0, where)]
     if kspace.any():
-        largest = float(np.abs(kspace).astype(np.float64).max())
+        largest = float(np.abs(kspace.astype(np.complex128)).max())  # in float32 it may overflow
         message = f"k-space values are out of any sensible range (largest {largest:.1e}); check the scanner's scaling"
         return [Finding("not_finite", message, "alarm", largest)]
     return [Finding("all_zero", "the frame holds only zeros; check the receiver and repeat the scan", "alarm")]

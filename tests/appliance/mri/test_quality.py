@@ -294,6 +294,13 @@ def test_the_medians_of_two_differ():
 shapes = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=20)
 
 
+def test_a_magnitude_beyond_float32_is_told_as_a_number():
+    kspace = np.full((1, 1, 1), 2.4061597e38 + 2.4061597e38j, np.complex64)
+    found, _, _ = find(kspace, np.arange(1), Baseline())
+    assert [f.kind for f in found] == ["not_finite"]
+    assert found[0].measured == pytest.approx(3.4028e38, rel=1e-3)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     shapes.flatmap(
