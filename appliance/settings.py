@@ -39,6 +39,10 @@ class ListenDicom(Model):
     ae_title: AETitle = Field("NEARSCAN", description="Our application entity title.")
     port: Port = Field(11112, description="TCP port of the DICOM listener.")
     bind: str = Field("0.0.0.0", description="Address to listen on.")
+    max_associations: int = Field(64, ge=1, le=1000, description="Associations served at one time; more are rejected.")
+    max_per_address: int = Field(
+        16, ge=1, le=1000, description="Associations of one address, so that no peer takes the slots of another."
+    )
 
 
 class ListenTls(Model):

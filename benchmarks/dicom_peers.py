@@ -170,7 +170,7 @@ def serve_ours(port: int, folder: Path) -> None:
     from appliance.dicom.receive import Receiver
     from appliance.settings import Settings
 
-    listen = {"dicom": {"ae_title": AE_TITLE, "port": port, "bind": "127.0.0.1"}}
+    listen = {"dicom": {"ae_title": AE_TITLE, "port": port, "bind": "127.0.0.1", "max_per_address": 64}}
     buffer = {"reserve_gb": 0.0}
     settings = Settings.model_validate({"site": {"name": "b", "data_dir": folder}, "listen": listen, "buffer": buffer})
     stop = threading.Event()

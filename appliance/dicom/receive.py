@@ -18,7 +18,7 @@ from appliance.buffer.commitment_requests import CommitmentRequests
 from appliance.buffer.commitments import Commitments
 from appliance.buffer.mpps import ProcedureSteps
 from appliance.dicom import dimse, status
-from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor
+from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor, Slots
 from appliance.dicom.answer_commitment import take_request
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.keep_instance import KeepInstance
@@ -60,6 +60,7 @@ class Receiver:
         self._commitments = Commitments(self._buffer.database)
         self._requests = CommitmentRequests(self._buffer.database)
         self._steps = ProcedureSteps(self._buffer.database)
+        self._slots = Slots(self._listen.max_associations, self._listen.max_per_address)
         self._tls, self._dicomweb = settings.listen.dicom_tls, settings.listen.dicomweb
         self._web: WebServer | None = None
         self._waiting = threading.Event()  # something is to be indexed
@@ -84,7 +85,7 @@ class Receiver:
 
     def _listen_on(self, address: tuple[str, int], key: str, tls: ssl.SSLContext | None) -> None:
         try:
-            self._acceptors.append(Acceptor(address, self, refusal=self._refusal, tls=tls))
+            self._acceptors.append(Acceptor(address, self, refusal=self._refusal, slots=self._slots, tls=tls))
         except OSError as error:
             text = f"receive: cannot listen on {address[0]}:{address[1]}: {error.strerror}"
             raise ConfigError(f"{text}; check {key}") from error
