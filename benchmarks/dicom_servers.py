@@ -43,7 +43,10 @@ class Server:
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
     def mib(self, what: str = "VmHWM") -> float:
-        lines = [line for p in self._tree() for line in Path(f"/proc/{p.pid}/status").read_text().splitlines()]
+        lines: list[str] = []
+        for process in self._tree():
+            with suppress(OSError):  # a child that storescp forked has just ended
+                lines += Path(f"/proc/{process.pid}/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
