@@ -46,7 +46,15 @@ def jobs(settings: Settings) -> dict[str, Job]:
         wanted.append(Job("receiver", "receiver", part=(site, settings.listen, buffer)))
     if settings.destinations or settings.listen.dicom:
         listen = settings.listen
-        part = (site, settings.destinations, settings.routes, listen.peers, listen.our_ae_title, buffer)
+        part = (
+            site,
+            settings.destinations,
+            settings.routes,
+            settings.series,
+            listen.peers,
+            listen.our_ae_title,
+            buffer,
+        )
         wanted.append(Job("deliverer", "deliverer", part=part))
     if settings.console:
         pipelines = tuple(settings.pipelines)

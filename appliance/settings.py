@@ -179,6 +179,16 @@ class Buffer(Model):
     )
 
 
+class Series(Model):
+    silence_s: float = Field(
+        60.0,
+        ge=1,
+        le=86_400,
+        description="A received series is complete when its MPPS, its count or its association says so; otherwise "
+        "when nothing came for so long, in seconds.",
+    )
+
+
 class Console(Model):
     port: Port = Field(8080, description="TCP port of the console page and HTTP API.")
     bind: str = Field("127.0.0.1", description="Address to listen on.")
@@ -202,6 +212,7 @@ class Settings(Model):
         examples=["everything"],
     )
     pipelines: dict[Name, Pipeline] = Field(default_factory=dict, description="What runs, by name; one process each.")
+    series: Series = Field(Series(), description="When a received series is complete.")
     buffer: Buffer = Field(Buffer(), description="Durable buffer.")
     console: Console | None = Field(None, description="Web console; absent: no console.")
     models: Models = Field(Models(), description="Models.")

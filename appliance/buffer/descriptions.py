@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from appliance.buffer import audit, index
+from appliance.buffer import audit, index, series
 from appliance.buffer.buffer import Buffer
 from appliance.buffer.records import Kept
 from appliance.buffer.segments import Place
@@ -37,21 +37,23 @@ class Described:
 
 
 def undescribed(buffer: Buffer, limit: int) -> list[Undescribed]:
-    """Give the oldest instances that are to be described."""
+    """Give the oldest instances that are to be described; it is done in order, so none is before the last one."""
     rows = buffer.database.query(
         "SELECT i.id, i.sop_instance_uid, i.transfer_syntax_uid, i.peer, i.conflict, i.segment, i.position"
-        " FROM instances i LEFT JOIN descriptions d ON d.instance_id = i.id"
-        " WHERE i.origin = 'received' AND d.instance_id IS NULL AND i.purged_s IS NULL ORDER BY i.id LIMIT ?",
+        " FROM instances i WHERE i.id > coalesce((SELECT max(instance_id) FROM descriptions), 0)"
+        " AND +i.origin = 'received' ORDER BY i.id LIMIT ?",
         (limit,),
     )
     return [Undescribed(row[0], row[1], row[2], row[3], bool(row[4]), Place(row[5], row[6])) for row in rows]
 
 
-def keep(buffer: Buffer, described: Sequence[Described], now: float) -> None:
-    """Keep the descriptions and what is owed, all or nothing. Again is no error."""
+def keep(buffer: Buffer, described: Sequence[Described], now: float) -> int:
+    """Keep the descriptions, what is owed and the series, all or nothing; again is no error. Gives how many series
+    were complete and are open again."""
+    n_reopened = 0
     with buffer.database.transaction() as conn:
         for one in described:
-            conn.execute(
+            new = conn.execute(
                 "INSERT OR IGNORE INTO descriptions (instance_id, study_instance_uid, series_instance_uid, attributes)"
                 " VALUES (?, ?, ?, ?)",
                 (
@@ -60,7 +62,11 @@ def keep(buffer: Buffer, described: Sequence[Described], now: float) -> None:
                     one.attributes.get("SeriesInstanceUID", ""),
                     json.dumps(dict(one.attributes)),
                 ),
-            )
+            ).rowcount
+            if new and not one.instance.conflict and series.add(conn, one.instance.instance_id, one.attributes):
+                n_reopened += 1
+                audit.append(conn, now, "series opened again", one.attributes["SeriesInstanceUID"])
             kept = Kept(one.instance.instance_id, new=True, conflict=one.instance.conflict)
             index.owe(conn, kept, list(one.destinations), one.priority, now)
             audit.append(conn, now, "routed", one.instance.sop_instance_uid, f"{one.rules} to {one.destinations}")
+    return n_reopened

@@ -61,6 +61,30 @@ _TABLES: dict[str, dict[str, type]] = {
         "last_error": str,
         "created_s": float,
     },
+    "association_ends": {"association": str, "ended_s": float, "released": int},
+    "series": {
+        "id": int,
+        "series_instance_uid": str,
+        "study_instance_uid": str,
+        "modality": str,
+        "state": str,  # open | complete
+        "reason": str,
+        "n_instances": int,
+        "n_expected": int,  # 0: they do not say
+        "last_s": float,
+        "first_instance_id": int,
+        "last_instance_id": int,
+        "reopened": int,
+    },
+    "pipeline_progress": {
+        "id": int,
+        "pipeline": str,
+        "series_instance_uid": str,  # empty: where this pipeline began
+        "opening": int,
+        "last_instance_id": int,  # of what is done
+        "state": str,  # running | done
+        "changed_s": float,
+    },
     "segments": {"id": int, "name": str, "indexed": int},  # the bytes of it that the other tables know
     # What a received instance says of itself; `attributes` is JSON and holds identity.
     "descriptions": {"instance_id": int, "study_instance_uid": str, "series_instance_uid": str, "attributes": str},
@@ -86,7 +110,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "id": int,
         "sop_instance_uid": str,
         "status": str,  # IN PROGRESS | COMPLETED | DISCONTINUED
-        "series": str,  # JSON: number of images by Series Instance UID
+        "series": str,  # JSON: SOP Instance UIDs by Series Instance UID
         "peer": str,
         "created_s": float,
         "changed_s": float,
@@ -107,6 +131,10 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("deliveries", ("destination", "state", DescIndex("priority"), "id"), False),
     ("jobs", ("state", DescIndex("priority"), "id"), False),
     ("jobs", ("segment",), False),
+    ("series", ("series_instance_uid",), True),
+    ("series", ("state",), False),
+    ("series", ("last_instance_id",), False),
+    ("pipeline_progress", ("pipeline", "series_instance_uid"), True),
     ("segments", ("name",), True),
     ("mpps", ("sop_instance_uid",), True),
     ("commitments", ("transaction_uid",), True),

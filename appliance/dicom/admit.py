@@ -12,6 +12,7 @@ from appliance.buffer import Buffer, ObjectError
 from appliance.buffer.descriptions import Described, Undescribed, keep, undescribed
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.describe import LONGEST_PREFIX, describe
+from appliance.dicom.follow_series import FollowSeries
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.routing import route
 from appliance.errors import StorageError
@@ -27,7 +28,10 @@ def admit_next(buffer: Buffer, rules: Mapping[str, Route], alarm: Alarm, now: fl
     """Describe and route what waits; gives how many. Raises StorageError."""
     waiting = undescribed(buffer, _AT_ONCE)
     if waiting:
-        keep(buffer, [_look_at(buffer, one, rules, alarm) for one in waiting], now)
+        n_reopened = keep(buffer, [_look_at(buffer, one, rules, alarm) for one in waiting], now)
+        if n_reopened:
+            text = f"receive: {n_reopened} series were complete and got more instances; they are open again"
+            alarm("late instances", f"{text} and are done again; look at how their sender ends a series")
     return len(waiting)
 
 
@@ -44,11 +48,15 @@ def _look_at(buffer: Buffer, one: Undescribed, rules: Mapping[str, Route], alarm
     return Described(one, attributes, routed.destinations, routed.priority, routed.rules)
 
 
-def admit(buffer: Buffer, rules: Mapping[str, Route], stop: threading.Event, alarm: Alarm) -> None:
-    """Describe and route until `stop`; while the buffer cannot be written, wait."""
+def admit(
+    buffer: Buffer, rules: Mapping[str, Route], follow: FollowSeries, stop: threading.Event, alarm: Alarm
+) -> None:
+    """Describe, route and follow series until `stop`; while the buffer cannot be written, wait."""
     while not stop.is_set():
         try:
             worked = admit_next(buffer, rules, alarm, time.time())
+            if not worked and follow.step(time.time()):
+                alarm("late instances", "")
             alarm("buffer routing", "")
         except StorageError as error:
             alarm("buffer routing", str(error))

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
+from appliance.buffer.mpps import ProcedureSteps
 from appliance.dicom.admit import admit
 from appliance.dicom.answer_commitment import AnswerCommitment
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
+from appliance.dicom.follow_series import FollowSeries
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.request_commitment import RequestCommitment
+from appliance.dicom.series import Report
 from appliance.dicom.status import is_out_of_resources
 from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError, StorageError
@@ -218,9 +221,10 @@ class Deliverer:
 
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
         self._data_dir, self._waits, self._alarm = settings.site.data_dir, settings.buffer, alarm
-        self._routes = settings.routes
+        self._routes, self._silence_s = settings.routes, settings.series.silence_s
         self._buffer = Buffer(self._data_dir, int(settings.buffer.reserve_gb * 1e9))
         self._answers = AnswerCommitment(self._buffer, settings.listen.peers, settings.listen.our_ae_title, alarm)
+        self._steps = ProcedureSteps(self._buffer.database)
         self._destinations = {
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
@@ -231,14 +235,19 @@ class Deliverer:
         with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 4) as pool:
             self._buffer.recover(time.time())
             self._warn_of_unknown_destinations()
+            follow = FollowSeries(self._buffer, self._silence_s, self._report_of)
             jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
-            jobs += [pool.submit(admit, self._buffer, self._routes, stop, self._alarm)]
+            jobs += [pool.submit(admit, self._buffer, self._routes, follow, stop, self._alarm)]
             jobs += [pool.submit(self._answers.loop, stop)]
             jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             stop.set()
         for job in done:
             job.result()
+
+    def _report_of(self, series_instance_uid: str) -> Report | None:
+        found = self._steps.of_series(series_instance_uid)
+        return Report(*found) if found else None
 
     def _warn_of_unknown_destinations(self) -> None:
         for name, counts in self._buffer.counts()["destinations"].items():

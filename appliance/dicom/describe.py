@@ -51,13 +51,15 @@ KEYWORDS = {
     0x00200011: "SeriesNumber",
     0x00200012: "AcquisitionNumber",
     0x00200013: "InstanceNumber",
+    0x00200032: "ImagePositionPatient",
     0x00200105: "NumberOfTemporalPositions",
     0x00201002: "ImagesInAcquisition",
+    0x00209163: "InConcatenationTotalNumber",
     0x00280008: "NumberOfFrames",
     0x00280010: "Rows",
     0x00280011: "Columns",
 }
-_NUMBERS = {"Rows", "Columns"}  # US; everything else is text
+_NUMBERS = {"Rows", "Columns", "InConcatenationTotalNumber"}  # US; everything else is text
 
 
 class UnreadableError(Exception):

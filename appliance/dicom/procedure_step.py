@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modality Performed Procedure Step as SCP: N-CREATE and N-SET (PS3.4 annex F.7).
 
-Kept: the status, and how many images each performed series has. That is how a modality says that a series is whole.
+Kept: the status, and which images each performed series has. That is how a modality says that a series is whole.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _ANSWER = {
 }
 
 
-def read_step(data: bytes, transfer_syntax_uid: str) -> tuple[str, dict[str, int]]:
-    """Give (status, number of images by Series Instance UID) of an N-CREATE or N-SET. Raises PeerError."""
-    said, series = "", dict[str, int]()
+def read_step(data: bytes, transfer_syntax_uid: str) -> tuple[str, dict[str, list[str]]]:
+    """Give (status, SOP Instance UIDs by Series Instance UID) of an N-CREATE or N-SET. Raises PeerError."""
+    said, series = "", dict[str, list[str]]()
     performed = in_images = False
-    n_images = 0
+    images: list[str] = []
     for tag, value in walk(data, transfer_syntax_uid, (_PERFORMED_SERIES, _IMAGES)):
         in_images = tag == _IMAGES or (in_images and tag in _IN_IMAGES)
         if tag == _STATUS:
@@ -36,11 +36,11 @@ def read_step(data: bytes, transfer_syntax_uid: str) -> tuple[str, dict[str, int
         elif tag == _PERFORMED_SERIES:
             performed = True
         elif performed and in_images and tag == _IMAGE_UID:
-            n_images += 1  # its series is named after it: the tags are in order
+            images.append(text(value))  # its series is named after it: the tags are in order
         elif performed and tag == _SERIES_UID:
             if not UID.fullmatch(text(value)):
                 raise PeerError("a performed series without a UID")
-            series[text(value)], n_images = n_images, 0
+            series[text(value)], images = images, []
     if said not in ("", IN_PROGRESS, *FINAL):
         raise PeerError("a performed procedure step status that is none")
     return said, series

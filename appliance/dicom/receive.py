@@ -17,6 +17,7 @@ from appliance.buffer import Buffer, Kept
 from appliance.buffer.commitment_requests import CommitmentRequests
 from appliance.buffer.commitments import Commitments
 from appliance.buffer.mpps import ProcedureSteps
+from appliance.buffer.series import end_associations
 from appliance.dicom import dimse, status
 from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor, Slots
 from appliance.dicom.answer_commitment import take_request
@@ -54,6 +55,7 @@ class Receiver:
         self._buffer = Buffer(settings.site.data_dir, int(settings.buffer.reserve_gb * 1e9))
         self._lock = threading.Lock()
         self._received = self._refused = self.port = 0
+        self._ended: list[tuple[str, bool]] = []
         self._acceptors: list[Acceptor] = []
         self._peers = [(peer.ae_title, addresses_of(peer.host)) for peer in settings.listen.peers.values()]
         self._known = settings.listen.peers
@@ -136,7 +138,10 @@ class Receiver:
         return NResponse(status.UNRECOGNIZED)
 
     def ended(self, association: str, *, released: bool) -> None:
-        """Nothing depends on it yet."""
+        """Note it for the series that it brought; recorded once all of that is in the index."""
+        with self._lock:
+            self._ended.append((association, released))
+        self._waiting.set()
 
     def _told(self, refused: str) -> None:
         with self._lock:
@@ -147,9 +152,15 @@ class Receiver:
 
     def _index(self, index: Callable[[], list[Kept]]) -> None:
         """The bytes are safe whatever happens here: what cannot be indexed now is indexed later."""
+        with self._lock:
+            ended, self._ended = self._ended, []
         try:
             kept = index()
+            if ended:
+                end_associations(self._buffer.database, ended, time.time())
         except StorageError as error:
+            with self._lock:
+                self._ended = ended + self._ended
             self._alarm("receiver index", f"{error}; what came in is safe and waits for the index")
             self._waiting.set()
             return

@@ -66,10 +66,10 @@ def test_a_step_from_its_beginning_to_its_end(modality):
     assert assoc.send_n_create(step("IN PROGRESS"), Mpps, uid)[0].Status == 0
     assert assoc.send_n_create(step("IN PROGRESS"), Mpps, uid)[0].Status == 0x0111
     assert assoc.send_n_set(step(series=[("1.2.3", 2)]), Mpps, uid)[0].Status == 0
-    assert one._steps.of_series("1.2.3") == ("IN PROGRESS", 2)
+    assert one._steps.of_series("1.2.3") == ("IN PROGRESS", ["1.2.3.0", "1.2.3.1"])
     assert assoc.send_n_set(step("COMPLETED", [("1.2.3", 5), ("1.2.4", 1)]), Mpps, uid)[0].Status == 0
-    assert one._steps.of_series("1.2.3") == ("COMPLETED", 5)
-    assert one._steps.of_series("1.2.4") == ("COMPLETED", 1)
+    assert one._steps.of_series("1.2.3") == ("COMPLETED", [f"1.2.3.{n}" for n in range(5)])
+    assert one._steps.of_series("1.2.4") == ("COMPLETED", ["1.2.4.0"])
     assert one._steps.of_series("1.2.5") is None
     assert assoc.send_n_set(step("DISCONTINUED"), Mpps, uid)[0].Status == 0x0110
     assert assoc.send_n_set(step("COMPLETED"), Mpps, generate_uid())[0].Status == 0x0112
@@ -79,9 +79,9 @@ def test_a_step_from_its_beginning_to_its_end(modality):
 
 def test_it_is_on_disk_before_it_is_answered(tmp_path):
     first = Buffer(tmp_path)
-    assert ProcedureSteps(first.database).create("1.2", "IN PROGRESS", {"1.2.3": 1}, "MR", 1) == "done"
+    assert ProcedureSteps(first.database).create("1.2", "IN PROGRESS", {"1.2.3": ["1.1"]}, "MR", 1) == "done"
     second = Buffer(tmp_path)
-    assert ProcedureSteps(second.database).of_series("1.2.3") == ("IN PROGRESS", 1)
+    assert ProcedureSteps(second.database).of_series("1.2.3") == ("IN PROGRESS", ["1.1"])
     first.close()
     second.close()
 

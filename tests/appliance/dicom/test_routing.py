@@ -13,6 +13,7 @@ from appliance import config
 from appliance.__main__ import main
 from appliance.buffer import NewInstance
 from appliance.dicom.admit import admit, admit_next
+from appliance.dicom.follow_series import FollowSeries
 from appliance.dicom.part10 import header
 from appliance.dicom.routing import matches, route
 from appliance.errors import ConfigError
@@ -113,7 +114,8 @@ def test_the_second_of_a_conflict_is_held(buffer):
 def test_the_thread_works_until_it_is_stopped(buffer):
     buffer.put_instance(received("CT_small.dcm"), 1)
     stop = threading.Event()
-    thread = threading.Thread(target=admit, args=(buffer, {"all": Route(to=("pacs",))}, stop, no_alarm))
+    rules = {"all": Route(to=("pacs",))}
+    thread = threading.Thread(target=admit, args=(buffer, rules, FollowSeries(buffer, 60.0), stop, no_alarm))
     thread.start()
     while not buffer.counts()["queued"]:
         stop.wait(0.01)
