@@ -61,7 +61,7 @@ class Site:
         settings = self.settings
         optional = {
             "receiver": settings.listen.dicom,
-            "deliverer": settings.destinations,
+            "deliverer": settings.destinations or settings.listen.dicom,
             "console": settings.console,
         }
         return [f"pipeline-{name}" for name in settings.pipelines] + [name for name, on in optional.items() if on]
