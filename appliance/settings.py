@@ -106,6 +106,12 @@ class DicomDestination(Model):
     commit_timeout_h: float = Field(
         4.0, gt=0, le=720, description="A commitment that is not reported for so long is asked for again, in hours."
     )
+    max_mb_s: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="Highest rate of sending on average, in MB/s.",
+    )
 
 
 class DicomwebDestination(Model):
@@ -117,6 +123,12 @@ class DicomwebDestination(Model):
     token_file: Path | None = Field(None, description="File with the bearer token; read for each request.")
     ca: Path | None = Field(None, description="PEM file of the CA that signed the server's certificate.")
     timeout_s: float = Field(30.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
+    max_mb_s: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="Highest rate of sending on average, in MB/s.",
+    )
 
 
 class Destination(Model):

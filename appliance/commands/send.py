@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import click
 from appliance import config
 from appliance.commands.options import FILES, config_option, json_option
 from appliance.dicom.deliver import connect
+from appliance.dicom.identity import uids_of
 from appliance.dicom.part10 import Parts, split
 from appliance.errors import ConfigError, DeliveryError, StorageError
 from appliance.settings import DicomDestination, DicomwebDestination
@@ -90,12 +91,18 @@ def _paths(files: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
+def _as_it_says(parts: Parts) -> Parts:
+    """The UIDs of the data set, which is what a peer keeps; the file's own header may have others."""
+    uids = uids_of(parts.dataset, parts.transfer_syntax_uid)
+    return replace(parts, sop_class_uid=uids[0], sop_instance_uid=uids[1]) if uids else parts
+
+
 def _send_batch(name: str, peer: DicomDestination | DicomwebDestination, paths: list[Path]) -> list[Sent]:
     done: list[Sent] = []
     parts: list[tuple[Path, Parts]] = []
     for path in paths:
         try:
-            parts.append((path, split(path.read_bytes())))
+            parts.append((path, _as_it_says(split(path.read_bytes()))))
         except (StorageError, OSError) as error:
             done.append(Sent(path, f"no DICOM file: {getattr(error, 'strerror', None) or error}"))
     if not parts:

@@ -59,6 +59,7 @@ class Destination:
         self._name, self._peer, self._buffer, self._waits, self._alarm = name, peer, buffer, waits, alarm
         self._assoc: Association | StowConnection | None = None
         self._used = 0.0
+        self._free_at = 0.0  # when the rate allows to send again, monotonic
         self._failures = 0
         self._closed_until = 0.0
         self._last_error = ""
@@ -158,11 +159,19 @@ class Destination:
                     break
                 if self._send_one(assoc, delivery, now):
                     sent.append(delivery)
+                    self._pace(delivery.n_bytes)
             self._reachable()
         except DeliveryError as error:  # of the destination, not of one instance
             self._abort()
             self._unreachable(error, now)
         self._settle(sent, now)
+
+    def _pace(self, n_bytes: int) -> None:
+        """Wait until the rate allows to send again."""
+        if self._peer.max_mb_s:
+            now = time.monotonic()
+            self._free_at = max(now, self._free_at) + n_bytes / (self._peer.max_mb_s * 1e6)
+            self._stop.wait(self._free_at - now)
 
     def _settle(self, sent: list[Delivery], now: float) -> None:
         self._buffer.outbox.mark_sent(sent, now, must_commit=self._must_commit)

@@ -53,19 +53,19 @@ def nearscan(tmp_path, free_port):
 def test_send_files_and_folders_as_they_are(storescp, nearscan, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    names = ("CT_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm")
+    names = ("CT_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "rtplan.dcm")
     for name in names:
         shutil.copy(get_testdata_file(name), folder)
     (folder / "notes.txt").write_text("no image")
     done = nearscan("send", folder, "--to", "store", code=1)
     assert f"{folder}/notes.txt: no DICOM file: part10: no DICM prefix" in done
-    assert "3 of 4 files sent to store" in done
+    assert "4 of 5 files sent to store" in done
     stored = {bytes(split(path.read_bytes()).dataset) for path in storescp[1].iterdir()}
     originals = {bytes(split((folder / name).read_bytes()).dataset) for name in names}
     assert stored == originals
     (folder / "notes.txt").unlink()
     rows = json.loads(nearscan("send", folder, "--to", "store", "--json"))
-    assert [row["problem"] for row in rows] == ["", "", ""]
+    assert [row["problem"] for row in rows] == [""] * 4
 
 
 def test_send_and_echo_to_whom_no_file_names(storescp, nearscan):

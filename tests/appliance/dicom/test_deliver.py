@@ -236,3 +236,17 @@ def test_what_is_owed_to_a_destination_that_is_gone_raises_an_alarm(tmp_path, sc
     assert alarms == {
         "destination old": "deliver: 1 instances are owed to 'old', which is not in destinations; put it back"
     }
+
+
+def test_a_rate_is_kept_on_average(buffer, owe, destination, scp, monkeypatch):
+    owe(5)
+    port, got = scp()
+    one = destination(port)
+    n_bytes = sum(row[0] for row in buffer.database.query("SELECT n_bytes FROM instances"))
+    one._peer = one._peer.model_copy(update={"max_mb_s": n_bytes / 1e6 / 100})
+    waits = []
+    monkeypatch.setattr(one._stop, "wait", waits.append)
+    assert one.step(1)
+    assert len(got) == len(waits) == 5
+    assert waits[-1] == pytest.approx(100, abs=5), "seconds for all of it"
+    assert waits == sorted(waits), "nobody waited, so what is owed adds up"
