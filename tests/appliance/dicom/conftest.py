@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spooled images of every kind for the DICOM tests."""
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +12,11 @@ from appliance.buffer import Buffer
 from appliance.dicom import negotiation
 from appliance.dicom.acceptor import Acceptor
 from appliance.dicom.part10 import header
+from appliance.dicom.receive import Receiver
 from appliance.dicom.services import NResponse
 from appliance.dicom.spool import Spooled, images_to_keep
 from appliance.frames import Applied, Encoding, Finding, Frame, Identity, Mark, Position, Scan, read_only
+from appliance.settings import Settings
 
 NAME, PATIENT_ID, BIRTH = "Muster^Erika", "SECRET-4711", "19641112"
 
@@ -122,6 +126,29 @@ def buffer(tmp_path):
     opened = Buffer(tmp_path / "data")
     yield opened
     opened.close()
+
+
+@contextmanager
+def receiving(data_dir, port):
+    """A running receiver; it is stopped and closed at the end."""
+    settings = {
+        "site": {"name": "box", "data_dir": data_dir},
+        "listen": {"dicom": {"port": port, "bind": "127.0.0.1"}},
+        "buffer": {"reserve_gb": 0},
+    }
+    one = Receiver(Settings.model_validate(settings), lambda key, text: None)
+    stop = threading.Event()
+    thread = threading.Thread(target=one.run, args=(stop,))
+    thread.start()
+    while not one.port:
+        stop.wait(0.01)
+        assert thread.is_alive()
+    try:
+        yield one
+    finally:
+        stop.set()
+        thread.join(20)
+        one.close()
 
 
 @dataclass(frozen=True)

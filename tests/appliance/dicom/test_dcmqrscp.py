@@ -4,19 +4,18 @@
 import os
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import receiving
 from pydicom.data import get_testdata_file
 
 from appliance.buffer import Buffer, NewInstance
 from appliance.dicom.deliver import Destination
 from appliance.dicom.part10 import split
-from appliance.dicom.receive import Receiver
 from appliance.settings import Buffer as Waits
-from appliance.settings import DicomDestination, Settings
+from appliance.settings import DicomDestination
 
 pytestmark = pytest.mark.peer
 FILES = ("CT_small.dcm", "MR_small_implicit.dcm")
@@ -70,27 +69,18 @@ def test_delivered_found_and_moved_back(tmp_path, archive):
     assert outgoing.counts()["sent"] == len(FILES), alarms
     outgoing.close()
 
-    settings = {
-        "site": {"name": "box", "data_dir": tmp_path / "in"},
-        "listen": {"dicom": {"port": our_port, "bind": "127.0.0.1"}},
-        "buffer": {"reserve_gb": 0},
-    }
-    receiver = Receiver(Settings.model_validate(settings), lambda key, text: None)
-    stop = threading.Event()
-    thread = threading.Thread(target=receiver.run, args=(stop,))
-    thread.start()
-    while not receiver.port:
-        stop.wait(0.01)
-    for name in FILES:
-        study = subprocess.run(
-            ["dcmdump", "+P", "0020,000d", "-s", get_testdata_file(name)], check=True, capture_output=True, text=True
-        ).stdout
-        uid = study.partition("[")[2].partition("]")[0]
-        keys = ["-k", "0008,0052=STUDY", "-k", f"0020,000D={uid}"]
-        to = ["-aet", "NEARSCAN", "-aec", "ARCHIVE", "-aem", "NEARSCAN", "127.0.0.1", str(port)]
-        subprocess.run(["movescu", "-S", "--no-port", *keys, *to], env=NODELAY, check=True)
-    stop.set()
-    thread.join(20)
-    rows = receiver._buffer.database.query("SELECT sop_instance_uid, transfer_syntax_uid FROM instances")
+    with receiving(tmp_path / "in", our_port) as receiver:
+        for name in FILES:
+            study = subprocess.run(
+                ["dcmdump", "+P", "0020,000d", "-s", get_testdata_file(name)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            uid = study.partition("[")[2].partition("]")[0]
+            keys = ["-k", "0008,0052=STUDY", "-k", f"0020,000D={uid}"]
+            to = ["-aet", "NEARSCAN", "-aec", "ARCHIVE", "-aem", "NEARSCAN", "127.0.0.1", str(port)]
+            subprocess.run(["movescu", "-S", "--no-port", *keys, *to], env=NODELAY, check=True)
+        receiver._buffer.index()
+        rows = receiver._buffer.database.query("SELECT sop_instance_uid FROM instances")
     assert {row[0] for row in rows} == originals.keys()
-    receiver.close()

@@ -4,10 +4,10 @@
 import csv
 import struct
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
+from conftest import receiving
 
 from appliance.buffer import Kept, index
 from appliance.dicom.association import ECHO_CONTEXT, Association
@@ -15,10 +15,9 @@ from appliance.dicom.deliver import Destination
 from appliance.dicom.identity import uids_of
 from appliance.dicom.negotiation import DEFLATED
 from appliance.dicom.part10 import dataset_of
-from appliance.dicom.receive import Receiver
 from appliance.errors import DeliveryError
 from appliance.settings import Buffer as Waits
-from appliance.settings import DicomDestination, Settings
+from appliance.settings import DicomDestination
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 SERIES = ("ct_head_ge", "ct_phantom_philips_S2010", "mr_t1_siemens_HFS")
@@ -61,17 +60,6 @@ def real_files():
 @pytest.fixture
 def box(tmp_path, free_port):
     """A running receiver; gives it and a function that sends one data set."""
-    settings = {
-        "site": {"name": "box", "data_dir": tmp_path / "data"},
-        "listen": {"dicom": {"port": free_port, "bind": "127.0.0.1"}},
-        "buffer": {"reserve_gb": 0},
-    }
-    one = Receiver(Settings.model_validate(settings), lambda key, text: None)
-    stop = threading.Event()
-    thread = threading.Thread(target=one.run, args=(stop,))
-    thread.start()
-    while not one.port:
-        stop.wait(0.01)
 
     def send(sop_class, uid, syntax, data):
         peer = DicomDestination(host="127.0.0.1", port=free_port, ae_title="NEARSCAN", timeout_s=10)
@@ -80,10 +68,8 @@ def box(tmp_path, free_port):
             assoc.echo()
         return answer
 
-    yield one, send
-    stop.set()
-    thread.join(20)
-    one.close()
+    with receiving(tmp_path / "data", free_port) as one:
+        yield one, send
 
 
 def deliver_all(one, port):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Performed procedure steps: pynetdicom as the modality, and every order of N-CREATE and N-SET."""
 
-import threading
-
 import pytest
+from conftest import receiving
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
@@ -14,9 +13,7 @@ from pynetdicom.sop_class import ModalityPerformedProcedureStep as Mpps
 from appliance.buffer import Buffer
 from appliance.buffer.mpps import ProcedureSteps
 from appliance.dicom.procedure_step import read_step
-from appliance.dicom.receive import Receiver
 from appliance.errors import PeerError
-from appliance.settings import Settings
 
 
 def step(status=None, series=()):
@@ -39,25 +36,13 @@ def step(status=None, series=()):
 @pytest.fixture
 def modality(tmp_path, free_port):
     """An association of a modality with a running receiver."""
-    settings = {
-        "site": {"name": "box", "data_dir": tmp_path / "data"},
-        "listen": {"dicom": {"port": free_port, "bind": "127.0.0.1"}},
-    }
-    one = Receiver(Settings.model_validate(settings), lambda key, text: None)
-    stop = threading.Event()
-    thread = threading.Thread(target=one.run, args=(stop,))
-    thread.start()
-    while not one.port:
-        stop.wait(0.01)
-    ae = AE("MR")
-    ae.add_requested_context(Mpps, ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
-    assoc = ae.associate("127.0.0.1", free_port, ae_title="NEARSCAN")
-    assert assoc.is_established
-    yield assoc, one
-    assoc.release()
-    stop.set()
-    thread.join(20)
-    one.close()
+    with receiving(tmp_path / "data", free_port) as one:
+        ae = AE("MR")
+        ae.add_requested_context(Mpps, ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+        assoc = ae.associate("127.0.0.1", free_port, ae_title="NEARSCAN")
+        assert assoc.is_established
+        yield assoc, one
+        assoc.release()
 
 
 def test_a_step_from_its_beginning_to_its_end(modality):
