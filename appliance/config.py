@@ -68,6 +68,7 @@ def _settings(document: Document) -> Settings | None:
             name: _pipeline(("pipelines", name), body, found, document) for name, body in pipelines.items()
         }
     _check_destinations(data, found, document)
+    _check_keywords(found, document)
     settings = _validate(Settings, data, (), document)
     if settings is None:
         return None
@@ -160,6 +161,15 @@ def _check_destinations(data: dict[str, Any], found: Found, document: Document) 
         for i, name in enumerate(getattr(operator.settings, "to", ())):
             if name not in names:
                 document.add((*path, operator.name, "to", i), unknown("destination", name, names))
+
+
+def _check_keywords(found: Found, document: Document) -> None:
+    """A source's `select` has the conditions of routes."""
+    for path, operator in found.items():
+        for keyword in getattr(operator.settings, "select", ()):
+            if keyword not in routing.KNOWN:
+                problem = unknown("keyword", keyword, routing.KNOWN)
+                document.add((*path, operator.name, "select", keyword), problem, at_key=True)
 
 
 def _shared_ports(settings: Settings) -> Iterator[tuple[Keys, str]]:

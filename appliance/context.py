@@ -20,6 +20,11 @@ class Reply(Protocol):
         """Say how the scan ended (a TEXT where there is a reason), send CLOSE and hang up."""
 
 
+def _at_once(scan_id: str) -> bool:
+    del scan_id
+    return True
+
+
 def _no_alarm(key: str, text: str) -> None:
     del key, text
 
@@ -30,7 +35,8 @@ class Context:
 
     `alarm(key, text)` raises an alarm for people (one per key until it changes; empty text clears it).
     `replies` maps a scan id to the way back to its sender; a source adds, `mrd_reply` takes. `reply_wanted` is set by
-    a sink that will close each reply; without one the source does so itself.
+    a sink that will close each reply; without one the source does so itself. `is_through(scan_id)` says whether every
+    sink has had the End of a scan, and the durable ones have all of it on disk.
     """
 
     pipeline: str
@@ -42,4 +48,5 @@ class Context:
     reserve_bytes: int = 0  # free disk space below which the buffer refuses
     alarm: Callable[[str, str], None] = _no_alarm
     replies: dict[str, Reply] = field(default_factory=dict)
+    is_through: Callable[[str], bool] = _at_once
     reply_wanted: threading.Event = field(default_factory=threading.Event)

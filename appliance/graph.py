@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ class Graph:
         self.feed.backlogs = [runner.sink.backlog for runner in self.sinks if hasattr(runner.sink, "backlog")]
         for stage in self.stages:
             stage.warm_up()
-        self.source: Source = make_operator("sources", pipeline.source, context)
+        self.source: Source = make_operator("sources", pipeline.source, replace(context, is_through=self.is_through))
         self._source_thread = threading.Thread(target=self._run_source, name="source", daemon=True)
 
     def _run_source(self) -> None:
@@ -98,6 +99,10 @@ class Graph:
             log.exception("source %s failed", self.pipeline.source.name)
             self.failure = str(error) or type(error).__name__
         self.feed.close()
+
+    def is_through(self, scan_id: str) -> bool:
+        """Whether every sink has had the End of this scan and nothing waits in a durable one."""
+        return all(runner.has_ended(scan_id) for runner in self.sinks)
 
     def application(self) -> Application:
         """Build the Holoscan application and check that it is wired as meant."""

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Alarm = Callable[[str, str], None]
 Backlog = Callable[[], float]
 REPEAT_S = 10.0
+_ENDED_KEPT = 256  # scans whose source may still ask
 
 
 class Activity:
@@ -310,6 +311,14 @@ class SinkRunner:
     n_frames: int = 0
     n_errors: int = 0
 
+    def __post_init__(self) -> None:
+        self._ended: deque[str] = deque(maxlen=_ENDED_KEPT)
+
+    def has_ended(self, scan_id: str) -> bool:
+        """Whether it has had the End of this scan, and nothing waits in it."""
+        backlog = getattr(self.sink, "backlog", None)
+        return scan_id in list(self._ended) and not (backlog and backlog())
+
     def process(self, message: Message) -> None:
         """Hand over; a sink that raises loses this message for itself alone, with an alarm."""
         self.activity.enter(self.name)
@@ -322,6 +331,8 @@ class SinkRunner:
             error.__traceback__ = None
         finally:
             self.activity.leave()
+            if isinstance(message, End):
+                self._ended.append(message.scan_id)
 
     def _hand_over(self, message: Message) -> None:
         if isinstance(message, Scan):

@@ -29,6 +29,12 @@ Rows = list[tuple[Record, Kept | int | None]]  # what was indexed: an instance, 
 
 _PURGE_AT_ONCE = 500
 _CHECK_EVERY_BYTES = 16 << 20
+_ABANDONED_S = 7 * 86_400.0  # a pipeline that does not end a series within this is no longer there
+_WANTED_BY_PIPELINES = (
+    "SELECT d.instance_id FROM descriptions d JOIN series s ON s.series_instance_uid = d.series_instance_uid"
+    " WHERE d.instance_id = i.id AND (s.state = 'open' OR EXISTS (SELECT 1 FROM pipeline_progress p WHERE"
+    " p.series_instance_uid = s.series_instance_uid AND p.state = 'running' AND p.changed_s > ?))"
+)
 _ROWS_AT_ONCE = 500  # of one transaction while a segment is indexed
 
 
@@ -265,14 +271,16 @@ class Buffer:
 
     def purge(self, now: float, keep_delivered_s: float) -> int:
         """Give back the space of instances delivered everywhere they are owed for `keep_delivered_s`; gives how many.
-        The header of a record stays until nothing in its segment is wanted any more."""
+        What belongs to a series that is open, or that a pipeline is at, stays. The header of a record stays until
+        nothing in its segment is wanted any more."""
         with self.database.transaction() as conn:
             rows = conn.execute(
                 "SELECT i.id, i.segment, i.position, i.digest FROM instances i"
-                " JOIN deliveries d ON d.instance_id = i.id WHERE i.purged_s IS NULL GROUP BY i.id"
+                " JOIN deliveries d ON d.instance_id = i.id WHERE i.purged_s IS NULL"
+                f" AND NOT EXISTS ({_WANTED_BY_PIPELINES}) GROUP BY i.id"
                 " HAVING min(d.state IN ('verified', 'committed') OR (d.state = 'sent' AND d.must_commit = 0)) = 1"
                 " AND max(d.changed_s) <= ? LIMIT ?",
-                (now - keep_delivered_s, _PURGE_AT_ONCE),
+                (now - _ABANDONED_S, now - keep_delivered_s, _PURGE_AT_ONCE),
             ).fetchall()
             for instance_id, _, _, digest in rows:
                 conn.execute("UPDATE instances SET purged_s = ? WHERE id = ?", (now, instance_id))

@@ -18,8 +18,8 @@ from appliance.buffer.segments import Place
 
 OPEN, COMPLETE = "open", "complete"
 _COLUMNS = (
-    "series_instance_uid, study_instance_uid, modality, state, reason, n_instances, last_s, first_instance_id,"
-    " last_instance_id, reopened"
+    "series_instance_uid, study_instance_uid, modality, state, reason, n_instances, n_expected, last_s,"
+    " first_instance_id, last_instance_id, reopened"
 )
 
 
@@ -33,6 +33,7 @@ class Series:
     state: str
     reason: str  # why it is complete, or why it is open again
     n_instances: int
+    n_expected: int  # once it is complete; 0: nobody said
     last_s: float  # when its newest instance came
     first_instance_id: int
     last_instance_id: int

@@ -52,6 +52,7 @@ KEYWORDS = {
     0x00200012: "AcquisitionNumber",
     0x00200013: "InstanceNumber",
     0x00200032: "ImagePositionPatient",
+    0x00200052: "FrameOfReferenceUID",
     0x00200105: "NumberOfTemporalPositions",
     0x00201002: "ImagesInAcquisition",
     0x00209163: "InConcatenationTotalNumber",

@@ -40,11 +40,12 @@ class FollowSeries:
         database, uid = self._buffer.database, one.series_instance_uid
         came = [Came(*each) for each in series.came_by(database, uid)]
         images = self._images_of(one)
-        reason = completion(images, came, self._report_of(uid), self._silent_s(one, now), self._silence_s)
+        report = self._report_of(uid)
+        reason = completion(images, came, report, self._silent_s(one, now), self._silence_s)
         # An association's end is recorded after all it brought: whatever that was is described by now, or found here.
         if not reason or undescribed(self._buffer, 1):
             return False
-        if not series.complete(database, one, reason, n_expected(images), now):
+        if not series.complete(database, one, reason, n_expected(images, report), now):
             return False
         log.info("series of instance %d is complete: %s", one.first_instance_id, reason)
         return True

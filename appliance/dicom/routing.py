@@ -33,15 +33,16 @@ class Routed:
 
 def route(rules: Mapping[str, Route], attributes: Mapping[str, str], calling_ae_title: str) -> Routed:
     """Apply every rule; of those that match, the destinations together and the highest priority."""
-    said = {**attributes, CALLING_AE_TITLE: calling_ae_title}
-    matching = {
-        name: rule
-        for name, rule in rules.items()
-        if all(matches(condition, said.get(keyword, "")) for keyword, condition in rule.when.items())
-    }
+    matching = {name: rule for name, rule in rules.items() if fulfils(rule.when, attributes, calling_ae_title)}
     destinations = dict.fromkeys(name for rule in matching.values() for name in rule.to)
     priority = max((rule.priority for rule in matching.values()), default=0)
     return Routed(tuple(matching), tuple(destinations), priority)
+
+
+def fulfils(conditions: Mapping[str, Condition], attributes: Mapping[str, str], calling_ae_title: str) -> bool:
+    """Whether all conditions hold, by keyword."""
+    said = {**attributes, CALLING_AE_TITLE: calling_ae_title}
+    return all(matches(condition, said.get(keyword, "")) for keyword, condition in conditions.items())
 
 
 def matches(condition: Condition, value: str) -> bool:

@@ -40,6 +40,11 @@ class Report:
     status: str  # IN PROGRESS | COMPLETED | DISCONTINUED
     sop_instance_uids: Collection[str]
 
+    @property
+    def final(self) -> bool:
+        """Whether it says what there is."""
+        return self.status != "IN PROGRESS" and bool(self.sop_instance_uids)
+
 
 @dataclass(frozen=True)
 class Came:
@@ -49,8 +54,10 @@ class Came:
     released: bool  # False: still open, aborted or broken
 
 
-def n_expected(images: Sequence[Image]) -> int:
-    """Give how many instances there will be, as far as they say so themselves; 0: they do not."""
+def n_expected(images: Sequence[Image], report: Report | None = None) -> int:
+    """Give how many instances there will be, by the MPPS or as far as they say so themselves; 0: nobody does."""
+    if report and report.final:
+        return len(set(report.sop_instance_uids))
     if not images:
         return 0
     first = images[0]
@@ -86,7 +93,7 @@ def completion(
     """Give why the series is complete; empty: it is not."""
     if not images:
         return ""
-    if report and report.status != "IN PROGRESS" and report.sop_instance_uids:
+    if report and report.final:
         missing = set(report.sop_instance_uids) - {image.sop_instance_uid for image in images}
         if not missing:
             return f"MPPS {report.status.lower()}: all its {len(set(report.sop_instance_uids))} images are here"

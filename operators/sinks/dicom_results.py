@@ -47,7 +47,7 @@ class DicomResults:
         self._settings, self._alarm, self._buffer = settings, context.alarm, buffer
         self._queue: queue.SimpleQueue[NewJob | End | None] = queue.SimpleQueue()
         self._scans: dict[str, tuple[Scan, Levels]] = {}
-        self._spooled = self._bytes = self._in_work = 0
+        self._spooled = self._bytes = self._n_in = self._n_out = 0  # each is written by one thread
         self._last_error = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="dicom_results", daemon=True)
@@ -68,24 +68,29 @@ class DicomResults:
         scan, levels = self._scans[frame.scan_id]
         images = images_to_keep(frame, self._settings.series)
         shown = levels.of(next(iter(images.values())), frame.position.slice)
-        spooled = Spooled(scan, frame, images, *shown, self._settings.to, time.time_ns())
-        self._queue.put(pack(spooled, self._settings.priority))
+        now_ns = frame.acquired_ns if scan.attributes.get("repeatable") else time.time_ns()  # the same object again
+        spooled = Spooled(scan, frame, images, *shown, self._settings.to, now_ns)
+        self._put(pack(spooled, self._settings.priority))
 
     def end(self, end: End) -> None:
         self._scans.pop(end.scan_id, None)
-        self._queue.put(end)
+        self._put(end)
+
+    def _put(self, item: NewJob | End) -> None:
+        self._n_in += 1
+        self._queue.put(item)
 
     @property
     def _pending(self) -> int:
-        return self._queue.qsize() + self._in_work
+        return self._n_in - self._n_out
 
     def backlog(self) -> float:
-        """Fill of the queue: at 1 the source stops reading."""
+        """Fill of the queue: at 1 the source stops reading, at 0 all is on disk."""
         return self._pending / _QUEUE_FRAMES
 
     def status(self) -> dict[str, Any]:
-        error = {"last_error": self._last_error}
-        return {"spooled": self._spooled, "pending": self._pending, "bytes": self._bytes, **error}
+        pending, error = self._pending, self._last_error
+        return {"spooled": self._spooled, "pending": pending, "bytes": self._bytes, "last_error": error}
 
     def close(self) -> None:
         """Flush within ten seconds; what is left then is reported."""
@@ -106,13 +111,10 @@ class DicomResults:
                 items.append(self._queue.get())
             running = None not in items
             self._keep([item for item in items if item is not None])
-            self._in_work = 0
 
     def _keep(self, items: list[NewJob | End]) -> None:
         """Keep all of `items`, and wait for the disk as long as it takes."""
-        self._in_work = len(items)
-        jobs = [item for item in items if isinstance(item, NewJob)]
-        ends = [item for item in items if isinstance(item, End)]
+        jobs, ends = [one for one in items if isinstance(one, NewJob)], [one for one in items if isinstance(one, End)]
         while jobs or ends:
             try:
                 self._write(jobs, ends)
@@ -129,10 +131,12 @@ class DicomResults:
             self._buffer.put_jobs(jobs, now)
             self._spooled += len(jobs)
             self._bytes += sum(len(job.payload) for job in jobs)
+            self._n_out += len(jobs)
             jobs.clear()
         for end in list(ends):
             self._buffer.record("scan end", end.scan_id, f"{end.status}, {end.n_frames} frames: {end.reason}", now)
             ends.remove(end)
+            self._n_out += 1
 
 
 def make(settings: Settings, context: Context) -> DicomResults:
