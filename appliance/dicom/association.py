@@ -87,6 +87,10 @@ class Association:
         }
         self._proposed = frozenset(contexts)
 
+    def takes(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether the peer accepted this."""
+        return (sop_class_uid, transfer_syntax_uid) in self._contexts
+
     def covers(self, contexts: Iterable[tuple[str, str]]) -> bool:
         """Whether all of these were proposed here (they may have been refused)."""
         return self._proposed.issuperset(contexts)

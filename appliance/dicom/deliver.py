@@ -31,6 +31,7 @@ from appliance.dicom.request_commitment import RequestCommitment
 from appliance.dicom.series import Report
 from appliance.dicom.status import is_out_of_resources
 from appliance.dicom.stow_client import StowConnection
+from appliance.dicom.transcode import PLAIN, transcode
 from appliance.errors import DeliveryError, StorageError
 from appliance.settings import Buffer as BufferSettings
 from appliance.settings import DicomDestination, DicomwebDestination, Settings
@@ -142,7 +143,9 @@ class Destination:
         self._alarm(f"destination {self._name}", "")
 
     def _association_for(self, batch: list[Delivery]) -> Association | StowConnection:
-        contexts = {(delivery.sop_class_uid, delivery.transfer_syntax_uid) for delivery in batch}
+        contexts = {
+            (delivery.sop_class_uid, syntax) for delivery in batch for syntax in (delivery.transfer_syntax_uid, *PLAIN)
+        }
         if self._assoc and not self._assoc.covers(contexts):
             self._hang_up()
         if self._assoc is None:
@@ -180,9 +183,10 @@ class Destination:
 
     def _send_one(self, assoc: Association | StowConnection, delivery: Delivery, now: float) -> bool:
         """Send one; False: it is quarantined or waits. Raises DeliveryError when the next would fail too."""
-        uids = delivery.sop_class_uid, delivery.sop_instance_uid, delivery.transfer_syntax_uid
         try:
-            assoc.store(*uids, dataset_of(self._buffer.read_instance(delivery)))
+            file = self._buffer.read_instance(delivery)
+            syntax, dataset = self._as_it_takes_it(assoc, delivery, file, now)
+            assoc.store(delivery.sop_class_uid, delivery.sop_instance_uid, syntax, dataset)
         except DeliveryError as error:
             self._failed(delivery, error, now)
             return False
@@ -190,6 +194,18 @@ class Destination:
             self._quarantine(delivery, str(error), now)
             return False
         return True
+
+    def _as_it_takes_it(
+        self, assoc: Association | StowConnection, delivery: Delivery, file: bytearray, now: float
+    ) -> tuple[str, memoryview]:
+        """Give transfer syntax and data set: as kept; in another only where the destination takes nothing else."""
+        sop_class, syntax = delivery.sop_class_uid, delivery.transfer_syntax_uid
+        other = next((one for one in PLAIN if assoc.takes(sop_class, one)), None)
+        if assoc.takes(sop_class, syntax) or other is None:
+            return syntax, dataset_of(file)
+        dataset = transcode(file, other)
+        self._buffer.record("transcoded", delivery.sop_instance_uid, f"{self._name}: {syntax} -> {other}", now)
+        return other, memoryview(dataset)
 
     def _failed(self, delivery: Delivery, error: DeliveryError, now: float) -> None:
         self._last_error = str(error)

@@ -57,6 +57,10 @@ class StowConnection:
         """Nothing is negotiated: the server answers for each instance."""
         return True
 
+    def takes(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Its answer says so."""
+        return True
+
     def release(self) -> None:
         """Hang up."""
         self._http.close()
