@@ -109,12 +109,18 @@ class Acceptor:
         if oldest is not None:
             _hang_up(oldest)
         thread = threading.Thread(target=self._serve, args=(sock, address), name="dicom association", daemon=True)
-        with self._lock:
-            self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread left: this one goes, and those that run must not suffer
+            self._count("refused_no_thread")
+            sock.close()
+            with self._lock:
+                self._silent.pop(sock, None)
 
     def _serve(self, sock: socket.socket, address: str) -> None:
         accepted: Accepted | None = None
+        with self._lock:
+            self._threads.add(threading.current_thread())
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:

@@ -293,6 +293,17 @@ def test_a_trickled_pdu_in_an_association_is_aborted(listener, caplog):
     assert "it was silent for too long, or sent a PDU too slowly" in caplog.text
 
 
+def test_without_a_thread_left_one_is_let_go_and_the_next_is_served(listener, monkeypatch):
+    one = listener()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
+        sock = connect(one)
+        assert read_all(sock) == b""
+        sock.close()
+    assert one.server.status()["refused_no_thread"] == 1
+    echo(one)
+
+
 def test_slots_are_given_by_address_and_told(listener):
     one = listener(slots=Slots(per_address=2))
     held = [opened(one), opened(one)]
