@@ -10,7 +10,10 @@ import hashlib
 import json
 import sqlite3
 
+from appliance.buffer.database import Database
+
 _FIRST = "0" * 64
+_ROWS_AT_ONCE = 10_000
 
 
 def _seal(previous: str, at_s: float, event: str, subject: str, detail: str) -> str:
@@ -27,13 +30,16 @@ def append(conn: sqlite3.Connection, now: float, event: str, subject: str, detai
     )
 
 
-def first_broken_row(conn: sqlite3.Connection) -> int | None:
-    """Give the id of the first row that does not follow from the one before; None: the chain is whole."""
-    previous = _FIRST
-    for row_id, at_s, event, subject, detail, seal in conn.execute(
-        "SELECT id, at_s, event, subject, detail, seal FROM audit ORDER BY id"
+def first_broken_row(database: Database) -> int | None:
+    """Give the id of the first row that does not follow from the one before; None: the chain is whole. Read piece by
+    piece: others go on writing."""
+    previous, last_id = _FIRST, 0
+    while rows := database.query(
+        "SELECT id, at_s, event, subject, detail, seal FROM audit WHERE id > ? ORDER BY id LIMIT ?",
+        (last_id, _ROWS_AT_ONCE),
     ):
-        if seal != _seal(previous, at_s, event, subject, detail):
-            return int(row_id)
-        previous = seal
+        for row_id, at_s, event, subject, detail, seal in rows:
+            if seal != _seal(previous, at_s, event, subject, detail):
+                return int(row_id)
+            previous, last_id = seal, row_id
     return None

@@ -314,8 +314,7 @@ class Buffer:
 
     def first_broken_audit_row(self) -> int | None:
         """Give the first audit row that was altered; None: the chain is whole."""
-        with self.database.transaction() as conn:
-            return audit.first_broken_row(conn)
+        return audit.first_broken_row(self.database)
 
     def counts(self) -> dict[str, Any]:
         """Count everything: plain values for status, console and metrics."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The buffer's contract: durable, idempotent, nothing owed is ever evicted, time is a parameter."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -398,6 +399,15 @@ def test_rebuild_makes_the_same_buffer_from_the_bytes_alone(tmp_path):
     assert (counts["queued"], counts["held"], counts["sent"]) == (4, 1, 0), "owed again rather than never"
     assert list(tmp_path.glob("before-rebuild-9-*"))
     second.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_what_root_rebuilds_belongs_to_the_services_user(tmp_path):
+    Buffer(tmp_path).close()
+    os.chown(tmp_path, 12345, 12345)
+    rebuild(tmp_path, 1)
+    owned = [path for path in tmp_path.glob("nearscan*")]
+    assert owned and {path.stat().st_uid for path in owned} == {12345}
 
 
 def test_a_damaged_database_is_told_and_nothing_is_claimed_from_it(tmp_path):
