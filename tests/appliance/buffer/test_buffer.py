@@ -406,7 +406,7 @@ def test_what_root_rebuilds_belongs_to_the_services_user(tmp_path):
     Buffer(tmp_path).close()
     os.chown(tmp_path, 12345, 12345)
     rebuild(tmp_path, 1)
-    owned = [path for path in tmp_path.glob("nearscan*")]
+    owned = list(tmp_path.glob("nearscan*"))
     assert owned and {path.stat().st_uid for path in owned} == {12345}
 
 
