@@ -5,8 +5,9 @@ Rule: the index can be made again from the bytes alone; nothing that a peer sent
 writer at a time, who holds its lock; a killed writer's segment is never written to again, only read and dropped.
 
 A record is a header of 64 bytes, the data, the meta (JSON), and zeros up to a multiple of 8. The header is written
-last: without it, the tail of a segment is nothing. It holds the SHA-256 of the data and a CRC over itself and the
-meta, so that whatever order the disk wrote in, a torn record is seen.
+last: without it, the tail of a segment is nothing. It holds the SHA-256 of the data and a seal over itself and the
+meta, so that whatever order the disk wrote in, a torn record is seen. The seal is keyed with the segment's name, which
+no peer can know: what looks like a record inside the data that somebody sent is none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import shutil
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ from appliance.errors import StorageError
 Payload = bytes | bytearray | memoryview
 
 SEGMENT_BYTES = 64 << 20  # then the next one is begun
-_HEADER = struct.Struct("<8sIIQ32sI4x")  # magic, meta bytes, version, data bytes, SHA-256 of the data, CRC-32
+_HEADER = struct.Struct("<8sIIQ32s8s")  # magic, meta bytes, version, data bytes, SHA-256 of the data, seal
 _HERE, _GONE = b"nsrecord", b"nspurged"
 _VERSION = 1
 _ALIGN = 8
@@ -90,13 +90,14 @@ def _aligned(position: int) -> int:
     return -(-position // _ALIGN) * _ALIGN
 
 
-def _crc(header: bytes, meta: bytes) -> int:
-    return zlib.crc32(meta, zlib.crc32(header))
+def _seal(segment: str, fields: bytes, meta: bytes) -> bytes:
+    return hashlib.blake2b(fields + meta, digest_size=8, key=segment.encode("ascii")).digest()
 
 
-def _header(magic: bytes, meta: bytes, n_bytes: int, sha256: bytes) -> bytes:
-    plain = _HEADER.pack(magic, len(meta), _VERSION, n_bytes, sha256, 0)
-    return _HEADER.pack(magic, len(meta), _VERSION, n_bytes, sha256, _crc(plain, b"" if magic == _GONE else meta))
+def _header(segment: str, magic: bytes, n_meta: int, meta: bytes, n_bytes: int, sha256: bytes) -> bytes:
+    """Encode a header; of a purged record `meta` is gone and `n_meta` still says how long it was."""
+    fields = (magic, n_meta, _VERSION, n_bytes, sha256)
+    return _HEADER.pack(*fields, _seal(segment, _HEADER.pack(*fields, b""), meta))
 
 
 def _write_all(fd: int, data: Payload, position: int) -> int:
@@ -119,7 +120,7 @@ class _Segment:
     """One open segment file, locked for this process."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = f"{time.time_ns():020d}-{secrets.token_hex(4)}{_SUFFIX}"
+        self.name = f"{time.time_ns():020d}-{secrets.token_hex(16)}{_SUFFIX}"
         self.end = 0  # of the last durable record
         self.fd = os.open(folder / self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
@@ -167,7 +168,8 @@ class RecordWriter:
         end = _aligned(self._position + len(text))
         try:
             _write_all(self._segment.fd, text.ljust(end - self._position, b"\0"), self._position)
-            _write_all(self._segment.fd, _header(_HERE, text, n_bytes, self._hash.digest()), self._start)
+            header = _header(self._segment.name, _HERE, len(text), text, n_bytes, self._hash.digest())
+            _write_all(self._segment.fd, header, self._start)
         except OSError as error:
             raise self._failed(error) from error
         place = Place(self._segment.name, self._start)
@@ -301,7 +303,7 @@ class Segments:
                 wanted = min(n_bytes, record.n_bytes) if record else 0
                 return _read(file.fileno(), wanted, place.position + _HEADER.size)
         except OSError as error:
-            raise ObjectError(f"buffer: {place.segment} cannot be read ({error.strerror}); check the disk") from error
+            raise ObjectError(f"buffer: an object cannot be read ({error.strerror}); check the disk") from error
 
     def records(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Give the whole records of a segment from `start` on; one whose header or meta is damaged is stepped over.
@@ -326,7 +328,7 @@ class Segments:
             record = _record(file.fileno(), place)
             if record is not None and not record.gone:
                 header = _HEADER.unpack(os.pread(file.fileno(), _HEADER.size, place.position))
-                gone = _header(_GONE, b"\0" * header[1], record.n_bytes, header[4])
+                gone = _header(place.segment, _GONE, header[1], b"", record.n_bytes, header[4])
                 _write_all(file.fileno(), gone, place.position)
                 _punch(file.fileno(), place.position + _HEADER.size, record.end)
 
@@ -348,13 +350,13 @@ def _record(fd: int, place: Place) -> Record | None:
     raw = os.pread(fd, _HEADER.size, place.position)
     if len(raw) < _HEADER.size or raw[:8] not in (_HERE, _GONE):
         return None
-    magic, n_meta, version, n_bytes, sha256, crc = _HEADER.unpack(raw)
+    magic, n_meta, version, n_bytes, sha256, seal = _HEADER.unpack(raw)
     if version != _VERSION or n_meta > _LONGEST_META or n_bytes > _LONGEST_DATA:
         return None
     gone = magic == _GONE
     start = place.position + _HEADER.size + n_bytes
     meta = b"" if gone else os.pread(fd, n_meta, start)
-    if crc != _crc(_HEADER.pack(magic, n_meta, version, n_bytes, sha256, 0), meta):
+    if seal != _seal(place.segment, _HEADER.pack(magic, n_meta, version, n_bytes, sha256, b""), meta):
         return None
     return Record(place, n_bytes, sha256.hex(), _aligned(start + n_meta), json.loads(meta) if meta else {}, gone)
 

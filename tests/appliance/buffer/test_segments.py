@@ -149,6 +149,20 @@ def test_purged_data_are_gone_from_the_disk_and_the_rest_is_found(folder, tmp_pa
         folder.read(records[1].place, records[1].digest)
 
 
+def test_what_looks_like_a_record_in_a_killed_writers_data_is_none(folder, tmp_path):
+    genuine = put(folder, b"what a peer may know", destinations=["attacker"])
+    (path,) = (tmp_path / "segments").iterdir()
+    forged = path.read_bytes()
+    other = Segments(tmp_path / "segments")
+    writer = other.writer()
+    writer.write(bytes(64 - 64 % 8) + forged + bytes(100))  # and then it is killed
+    assert [record.place for record in all_of(folder)] == [genuine.place]
+    shared = path.with_name(folder.names()[-1])
+    assert b"what a peer may know" in shared.read_bytes()
+    writer.close()
+    other.close()
+
+
 def test_a_place_that_never_was_is_told(folder):
     with pytest.raises(ObjectError, match="cannot be read"):
         folder.read(Place("none.segment", 0), "0" * 64)
