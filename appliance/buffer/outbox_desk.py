@@ -57,12 +57,12 @@ def deliveries(database: Database, selection: Selection, limit: int) -> list[dic
     return [dict(zip((name.partition(".")[2] for name in _COLUMNS), row, strict=True)) for row in rows]
 
 
-def change(database: Database, action: str, selection: Selection, now: float) -> tuple[int, int]:
-    """Do `action` (retry, hold, release) to what is selected; gives how many were changed, and how many were not:
+def change(database: Database, action: str, selection: Selection, person: str, now: float) -> tuple[int, int]:
+    """Have `person` do `action` (retry, hold, release) to what is selected; gives how many were changed, and how many were not:
     they are being sent, or it makes no sense for their state."""
     states, after = _FROM[action]
     where, values = selection.where()
-    reason = "held by a person" if action == "hold" else ""
+    reason = f"held by {person}" if action == "hold" else ""
     with database.transaction() as conn:
         found: Sequence[tuple[Any, ...]] = conn.execute(
             "SELECT d.id, d.state, i.sop_instance_uid, d.destination FROM deliveries d"
@@ -75,7 +75,7 @@ def change(database: Database, action: str, selection: Selection, now: float) ->
                 "UPDATE deliveries SET state = ?, next_try_s = ?, changed_s = ?, last_error = ? WHERE id = ?",
                 (after, now, now, reason, delivery_id),
             )
-            audit.append(conn, now, action, uid, f"{destination}: {state} -> {after}")
+            audit.append(conn, now, action, uid, f"{destination}: {state} -> {after} by {person}")
     return len(changing), len(found) - len(changing)
 
 

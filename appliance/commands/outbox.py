@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +21,18 @@ from appliance.buffer.outbox_desk import Selection, change, deliveries
 from appliance.buffer.segments import Place
 from appliance.commands.options import config_option, json_option
 from appliance.commands.tables import age, size, table
+from appliance.errors import ConfigError
 
 _selecting = (
     click.argument("ids", type=int, nargs=-1),
     click.option("--destination", default="", help="Only what is owed to it."),
     click.option("--state", type=click.Choice(STATES), help="Only what is in this state."),
 )
+
+
+def _person() -> str:
+    """Who does it, for the audit."""
+    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
 
 
 def _selection(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,8 +43,11 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def open_buffer(file: Path) -> Iterator[Buffer]:
-    """Open the buffer of a site."""
-    buffer = Buffer(config.load(file).site.data_dir)
+    """Open the buffer of a site. None is made where none is: it would belong to whoever looked. Raises ConfigError."""
+    data_dir = config.load(file).site.data_dir
+    if not (data_dir / "nearscan.sqlite").exists():
+        raise ConfigError(f"{data_dir}: there is no buffer yet; start nearscan first, or give the right --config")
+    buffer = Buffer(data_dir)
     try:
         yield buffer
     finally:
@@ -102,7 +113,7 @@ def _changing(action: str, help_text: str) -> None:
         if selection == Selection() and not everything:
             raise click.UsageError(f"say what to {action}: ids, --destination, --state, or --all")
         with open_buffer(file) as buffer:
-            n_changed, n_left = change(buffer.database, action, selection, time.time())
+            n_changed, n_left = change(buffer.database, action, selection, _person(), time.time())
         told = f"; {n_left} left alone: being sent, or in a state that this does not apply to" if n_left else ""
         click.echo(f"{action}: {n_changed} deliveries{told}")
         if ids and not n_changed:

@@ -57,7 +57,8 @@ def test_list_and_show(buffer, nearscan):
     assert "outbox: no delivery 77; see 'nearscan outbox list'" in nearscan("outbox", "show", 77, code=1)
 
 
-def test_hold_release_retry(buffer, nearscan):
+def test_hold_release_retry(buffer, nearscan, monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "tester")
     assert nearscan("outbox", "hold", 1) == "hold: 1 deliveries\n"
     assert [one.delivery_id for one in buffer.outbox.claim("pacs", 2)] == [2]
     assert nearscan("outbox", "hold", "--destination", "pacs") == (
@@ -74,9 +75,9 @@ def test_hold_release_retry(buffer, nearscan):
     assert "say what to hold: ids, --destination, --state, or --all" in nearscan("outbox", "hold", code=2)
     events = buffer.database.query("SELECT event, detail FROM audit WHERE event IN ('hold', 'release', 'retry')")
     assert events == [
-        ("hold", "pacs: queued -> held"),
-        ("release", "pacs: held -> queued"),
-        ("retry", "archive: quarantined -> queued"),
+        ("hold", "pacs: queued -> held by tester"),
+        ("release", "pacs: held -> queued by tester"),
+        ("retry", "archive: quarantined -> queued by tester"),
     ]
     assert buffer.first_broken_audit_row() is None
 
@@ -112,6 +113,12 @@ def test_verify_finds_what_is_wrong(buffer, nearscan, tmp_path):
     assert "instances: 2: buffer: object" in done and "was altered on the disk" in done
     assert "jobs: 1: buffer: object" in done
     assert "2 findings" in done
+
+
+def test_looking_makes_no_buffer(nearscan, tmp_path):
+    assert "there is no buffer yet; start nearscan first" in nearscan("outbox", "list", code=1)
+    assert "there is no buffer yet" in nearscan("buffer", "stats", code=1)
+    assert not (tmp_path / "data").exists()
 
 
 def test_verify_says_what_is_not_indexed(site, nearscan, tmp_path):
