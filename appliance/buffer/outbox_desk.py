@@ -58,8 +58,8 @@ def deliveries(database: Database, selection: Selection, limit: int) -> list[dic
 
 
 def change(database: Database, action: str, selection: Selection, person: str, now: float) -> tuple[int, int]:
-    """Have `person` do `action` (retry, hold, release) to what is selected; gives how many were changed, and how many were not:
-    they are being sent, or it makes no sense for their state."""
+    """Have `person` do `action` (retry, hold, release) to what is selected; gives how many were changed, and
+    how many were not: they are being sent, or it makes no sense for their state."""
     states, after = _FROM[action]
     where, values = selection.where()
     reason = f"held by {person}" if action == "hold" else ""
