@@ -25,7 +25,7 @@ from appliance.dicom.answer_commitment import AnswerCommitment
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.part10 import dataset_of
-from appliance.dicom.request_commitment import RequestCommitment
+from appliance.dicom.request_commitment import ENOUGH, RequestCommitment
 from appliance.dicom.status import is_out_of_resources
 from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError, StorageError
@@ -59,8 +59,7 @@ class Destination:
         self._failures = 0
         self._closed_until = 0.0
         self._last_error = ""
-        self._must_commit = isinstance(peer, DicomDestination) and peer.commit == "required"
-        self._commitment = RequestCommitment(name, peer, buffer, alarm) if isinstance(peer, DicomDestination) else None
+        self.enough = ENOUGH[peer.commit] if isinstance(peer, DicomDestination) else "sent"
         self._unsettled = True  # what a former process had in sending
         self._stop = threading.Event()
 
@@ -96,7 +95,7 @@ class Destination:
             self._reachable()  # as far as we know
             if self._assoc and now - self._used > _IDLE_RELEASE_S:
                 self._hang_up()
-            return self._commitment is not None and self._commitment.step(now)
+            return False
         self._used = now
         self._send(batch, now)
         return True
@@ -162,7 +161,7 @@ class Destination:
         self._settle(sent, now)
 
     def _settle(self, sent: list[Delivery], now: float) -> None:
-        self._buffer.outbox.mark_sent(sent, now, must_commit=self._must_commit)
+        self._buffer.outbox.mark_sent(sent, now, enough=self.enough)
         self._buffer.outbox.release(self._name, now)
         self._unsettled = False
 
@@ -225,16 +224,24 @@ class Deliverer:
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
         }
+        self._commitments = [
+            RequestCommitment(name, destination.dicom, self._buffer, alarm)
+            for name, destination in settings.destinations.items()
+            if destination.dicom and destination.dicom.commit != "none"
+        ]
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. What fails without being told how ends all of it: the daemon starts it again."""
-        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 4) as pool:
+        loops = [self._answers.loop, *(one.loop for one in self._destinations.values())]
+        loops += [one.loop for one in self._commitments]
+        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(loops) + 3) as pool:
             self._buffer.recover(time.time())
+            for name, destination in self._destinations.items():
+                self._buffer.outbox.require(name, destination.enough)
             self._warn_of_unknown_destinations()
             jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
             jobs += [pool.submit(admit, self._buffer, self._routes, stop, self._alarm)]
-            jobs += [pool.submit(self._answers.loop, stop)]
-            jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
+            jobs += [pool.submit(loop, stop) for loop in loops]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             stop.set()
         for job in done:
@@ -262,7 +269,7 @@ class Deliverer:
         counts = self._buffer.counts()
         by_name = counts.pop("destinations")
         return {
-            "results": {**counts, "delivered": counts["sent"] + counts["committed"]},
+            "results": {**counts, "delivered": counts["sent"] + counts["verified"] + counts["committed"]},
             "destinations": {
                 name: {**by_name.get(name, {}), **destination.status()}
                 for name, destination in self._destinations.items()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from appliance.errors import PeerError
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
-C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0030, 0x0FFF, 0x8000
+C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0020, 0x0030, 0x0FFF, 0x8000
 N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
@@ -60,6 +60,17 @@ def store_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> byte
         + _us(0x0700, _MEDIUM)
         + _us(0x0800, _DATASET)
         + _ui(0x1000, sop_instance_uid)
+    )
+
+
+def find_rq(message_id: int, sop_class_uid: str) -> bytes:
+    """Encode a C-FIND-RQ (PS3.7 9.3.2.1)."""
+    return _command(
+        _ui(0x0002, sop_class_uid)
+        + _us(0x0100, C_FIND_RQ)
+        + _us(0x0110, message_id)
+        + _us(0x0700, _MEDIUM)
+        + _us(0x0800, _DATASET)
     )
 
 

@@ -38,6 +38,11 @@ def is_stored(status: int) -> bool:
     return status in _STORED or status >> 12 == 0xB
 
 
+def is_pending(status: int) -> bool:
+    """Whether a C-FIND goes on (PS3.4 C.4.1.1.4)."""
+    return status in (0xFF00, 0xFF01)
+
+
 def is_out_of_resources(status: int | None) -> bool:
     """Whether the peer would refuse the next instance too."""
     return status is not None and (status >> 8 == 0xA7 or status == 0x0213)

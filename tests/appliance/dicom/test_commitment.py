@@ -18,12 +18,14 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from appliance.buffer import Buffer, NewInstance
+from appliance.buffer.outbox import STATES
 from appliance.dicom import commitment, dimse, status
 from appliance.dicom.answer_commitment import AnswerCommitment, take_request
 from appliance.dicom.commitment import Commitment
 from appliance.dicom.deliver import Destination
 from appliance.dicom.part10 import split
 from appliance.dicom.receive import Receiver
+from appliance.dicom.request_commitment import RequestCommitment
 from appliance.dicom.services import NRequest
 from appliance.errors import PeerError
 from appliance.settings import Buffer as Waits
@@ -32,6 +34,7 @@ from appliance.settings import DicomDestination, Settings
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 DEADLINE_S = 30
+HOUR_S = 3600.0
 
 
 def encoded(ds, implicit, undefined):
@@ -104,6 +107,7 @@ class Box:
             host="127.0.0.1", port=orthanc.port, ae_title=orthanc.ae_title, timeout_s=10, commit=commit
         )
         self.destination = Destination("pacs", peer, self.buffer, Waits(), self.alarms.__setitem__)
+        self.asks = RequestCommitment("pacs", peer, self.buffer, self.alarms.__setitem__)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.receiver.run, args=(self.stop,))
 
@@ -142,9 +146,10 @@ def test_orthanc_commits_on_an_association_of_its_own(tmp_path, orthanc):
         assert box.destination.step(2)
         assert box.buffer.counts()["sent"] == 3
         assert box.buffer.purge(1e9, 0) == 0
-        assert box.destination.step(3), "asks"
+        assert not box.asks.step(3), "more may come"
+        assert box.asks.step(20)
         box.until(lambda: box.buffer.counts()["committed"] == 3)
-        assert not box.destination.step(4)
+        assert not box.asks.step(40)
         assert box.buffer.purge(1e11, 0) == 3
         assert not any(box.alarms.values())
 
@@ -155,16 +160,37 @@ def test_orthanc_that_did_not_keep_one_gets_it_again(tmp_path, orthanc):
         box.owe(3)
         box.destination.step(2)
         orthanc.ask("DELETE", f"/instances/{orthanc.get('/instances')[0]}")
-        box.destination.step(3)
+        box.asks.step(20)
         box.until(lambda: box.buffer.counts()["committed"] == 2)
         box.until(lambda: box.buffer.counts()["queued"] == 1)
-        now = 10
-        while box.buffer.counts()["committed"] < 3:
-            box.destination.step(now)
-            now += 1
-            time.sleep(0.05)
-            assert now < 300
+        box.destination.step(30)
+        assert box.asks.step(50)
+        box.until(lambda: box.buffer.counts()["committed"] == 3)
         assert len(orthanc.get("/instances")) == 3
+
+
+@pytest.mark.peer
+def test_what_orthanc_lists_is_verified_and_what_it_does_not_list_is_sent_again(tmp_path, orthanc):
+    with Box(tmp_path, orthanc, commit="verify") as box:
+        box.owe(3)
+        box.destination.step(2)
+        orthanc.ask("DELETE", f"/instances/{orthanc.get('/instances')[0]}")
+        assert box.asks.step(20)
+        assert counts(box.buffer) == {"verified": 2, "sent": 1}
+        assert box.buffer.purge(1e9, 0) == 2
+        assert not box.asks.step(30), "it may be filed later"
+        assert box.asks.step(2 + 5 * HOUR_S)
+        assert counts(box.buffer) == {"verified": 2, "queued": 1}
+        box.destination.step(2 + 5 * HOUR_S)
+        assert box.asks.step(20 + 5 * HOUR_S)
+        assert counts(box.buffer) == {"verified": 3}
+        assert box.buffer.purge(1e9, 0) == 1
+        assert not any(box.alarms.values())
+
+
+def counts(buffer):
+    found = buffer.counts()
+    return {name: found[name] for name in STATES if found[name]}
 
 
 @pytest.mark.peer
