@@ -115,6 +115,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("commitment_items", ("commitment_id",), False),
     ("commitment_items", ("delivery_id", "outcome"), False),
     ("commitment_requests", ("transaction_uid", "calling_ae_title"), True),
+    ("commitment_requests", ("done_s", "next_s"), False),
     ("descriptions", ("series_instance_uid",), False),
     ("lineage", ("instance_id",), True),
 )

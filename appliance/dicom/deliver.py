@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
+from appliance.buffer.commitment_requests import CommitmentRequests
+from appliance.buffer.commitments import Commitments
 from appliance.dicom.admit import admit
 from appliance.dicom.answer_commitment import AnswerCommitment
 from appliance.dicom.association import ECHO_CONTEXT, Association
@@ -38,6 +40,7 @@ _BATCH = 32  # instances; an association takes 128 presentation contexts
 _POLL_S = 0.2
 _IDLE_RELEASE_S = 5.0  # an association with nothing to send is released after this long
 _PURGE_EVERY_S = 60.0
+_REMEMBER_S = 7 * 86_400.0  # what was settled in storage commitment
 
 log = logging.getLogger(__name__)
 
@@ -255,8 +258,11 @@ class Deliverer:
                 self._alarm(f"destination {name}", text)
 
     def _purge(self, stop: threading.Event) -> None:
+        commitments, requests = Commitments(self._buffer.database), CommitmentRequests(self._buffer.database)
         while not stop.is_set():
             try:
+                for table in (commitments, requests):
+                    table.forget(time.time() - _REMEMBER_S)
                 while self._buffer.purge(time.time(), self._waits.keep_delivered_h * 3600) and not stop.is_set():
                     pass
                 self._alarm("buffer purge", "")

@@ -99,15 +99,17 @@ def n_event_report_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str
 
 
 def response(
-    request: int, message_id: int, status: int, sop_class_uid: str, sop_instance_uid: str, *, dataset: bool = False
-) -> bytes:
-    """Encode the response to any request (PS3.7 9.3 and 10.3); empty UIDs are left out."""
+    request: int, message_id: int, status: int, sop_class_uid: str, sop_instance_uid: str,
+    *, dataset: bool = False, error_id: int = 0,
+) -> bytes:  # fmt: skip
+    """Encode the response to any request (PS3.7 9.3 and 10.3); empty UIDs, and no error id, are left out."""
     return _command(
         (_ui(0x0002, sop_class_uid) if sop_class_uid else b"")
         + _us(0x0100, request | RESPONSE)
         + _us(0x0120, message_id)
         + _us(0x0800, _DATASET if dataset else NO_DATASET)
         + _us(0x0900, status)
+        + (_us(0x0903, error_id) if error_id else b"")
         + (_ui(0x1000, sop_instance_uid) if sop_instance_uid else b"")
     )
 
