@@ -117,6 +117,14 @@ class DicomwebDestination(Model):
     token_file: Path | None = Field(None, description="File with the bearer token; read for each request.")
     ca: Path | None = Field(None, description="PEM file of the CA that signed the server's certificate.")
     timeout_s: float = Field(30.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
+    commit: Literal["none", "verify"] = Field(
+        "none",
+        description="'verify': nothing is deleted here before QIDO-RS has found it there. 'none': its success status "
+        "is enough.",
+    )
+    commit_timeout_h: float = Field(
+        4.0, gt=0, le=720, description="What QIDO-RS does not find for so long is sent again, in hours."
+    )
 
 
 class Destination(Model):

@@ -62,7 +62,7 @@ class Destination:
         self._failures = 0
         self._closed_until = 0.0
         self._last_error = ""
-        self.enough = ENOUGH[peer.commit] if isinstance(peer, DicomDestination) else "sent"
+        self.enough = ENOUGH[peer.commit]
         self._unsettled = True  # what a former process had in sending
         self._stop = threading.Event()
 
@@ -228,9 +228,9 @@ class Deliverer:
             for name, destination in settings.destinations.items()
         }
         self._commitments = [
-            RequestCommitment(name, destination.dicom, self._buffer, alarm)
+            RequestCommitment(name, destination.peer, self._buffer, alarm)
             for name, destination in settings.destinations.items()
-            if destination.dicom and destination.dicom.commit != "none"
+            if destination.peer.commit != "none"
         ]
 
     def run(self, stop: threading.Event) -> None:

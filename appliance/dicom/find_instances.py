@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks whether a peer has an instance: C-FIND at IMAGE level, Study Root (PS3.4 C.6.2)."""
+"""Looks whether a peer has an instance: C-FIND at IMAGE level, Study Root (PS3.4 C.6.2), or QIDO-RS."""
 
 from __future__ import annotations
 
 from appliance.dicom.association import Association
 from appliance.dicom.commitment import IMPLICIT, element, padded, text, walk
+from appliance.dicom.stow_client import StowConnection
 
 CONTEXT = ("1.2.840.10008.5.1.4.1.2.2.1", IMPLICIT)
 _SOP_INSTANCE, _LEVEL, _STUDY, _SERIES = 0x00080018, 0x00080052, 0x0020000D, 0x0020000E
@@ -20,9 +21,11 @@ def identifier(study_uid: str, series_uid: str, sop_instance_uid: str) -> bytes:
     )
 
 
-def has_instance(assoc: Association, study_uid: str, series_uid: str, sop_instance_uid: str) -> bool:
+def has_instance(link: Association | StowConnection, study_uid: str, series_uid: str, sop_instance_uid: str) -> bool:
     """Whether the peer lists this very instance. Raises DeliveryError, PeerError."""
-    found = assoc.find(CONTEXT, identifier(study_uid, series_uid, sop_instance_uid))
+    if isinstance(link, StowConnection):
+        return link.has_instance(study_uid, series_uid, sop_instance_uid)
+    found = link.find(CONTEXT, identifier(study_uid, series_uid, sop_instance_uid))
     return any(
         tag == _SOP_INSTANCE and text(value) == sop_instance_uid
         for answer in found

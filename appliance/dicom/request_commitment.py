@@ -3,7 +3,7 @@
 
 A report may come on the association of the request, on a later one of ours, or on one that the PACS opens to our
 receiver; all end in `take_report`. What is never reported is asked for again. A destination that does not commit is
-searched for the instances: `verified` is the weaker state.
+searched for the instances, by C-FIND or QIDO-RS: `verified` is the weaker state.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from appliance.dicom.find_instances import CONTEXT as FIND
 from appliance.dicom.find_instances import has_instance
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.services import NRequest
+from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError, PeerError, StorageError
-from appliance.settings import DicomDestination
+from appliance.settings import DicomDestination, DicomwebDestination
 
 ENOUGH = {"none": "sent", "verify": "verified", "required": "committed"}  # by `commit` in the settings
+
+Peer = DicomDestination | DicomwebDestination
+Link = Association | StowConnection
 
 _COMMIT = (commitment.SOP_CLASS, commitment.IMPLICIT)
 _BATCH = 100
@@ -54,7 +58,7 @@ def take_report(commitments: Commitments, request: NRequest, now: float) -> Repo
 class RequestCommitment:
     """For one destination; one thread. `step` does one batch; everything it knows is rebuilt after a restart."""
 
-    def __init__(self, name: str, peer: DicomDestination, buffer: Buffer, alarm: Alarm) -> None:
+    def __init__(self, name: str, peer: Peer, buffer: Buffer, alarm: Alarm) -> None:
         self._name, self._peer, self._buffer, self._alarm = name, peer, buffer, alarm
         self._commitments = Commitments(buffer.database)
         self._required = peer.commit == "required"
@@ -85,9 +89,8 @@ class RequestCommitment:
             return False
         transaction_uid = f"2.25.{uuid.uuid4().int}"
         try:
-            with Association(self._name, self._peer, [_COMMIT, FIND], take_event=partial(self._event, now)) as assoc:
-                self._listened = now
-                self._ask(assoc, transaction_uid, items, now)
+            with self._connect(now) as link:
+                self._ask(link, transaction_uid, items, now)
         except (DeliveryError, PeerError) as error:
             self._commitments.ask_again(transaction_uid, now)
             self._later(str(error), now)
@@ -101,18 +104,26 @@ class RequestCommitment:
         gathering = len(items) < _BATCH and all(0 <= now - item.sent_s < _GATHER_S for item in items)
         return [] if gathering else items
 
-    def _ask(self, assoc: Association, transaction_uid: str, items: Sequence[Uncommitted], now: float) -> None:
-        if not items:
-            return assoc.wait_for_events(_REPORT_S, lambda: False)
-        self._commitments.begin(transaction_uid, self._name, items, now)
-        if self._required and not 0 < self._refused_until - now <= _REFUSED_S:
-            refusal = self._request(assoc, transaction_uid, items)
-            if not refusal:
-                self._accepted(items)
-                return assoc.wait_for_events(_REPORT_S, lambda: self._commitments.is_reported(transaction_uid))
-            self._refused_until = now + _REFUSED_S
-            self._warn(refusal)
-        self._look_for(assoc, transaction_uid, items, now)
+    def _connect(self, now: float) -> Link:
+        if isinstance(self._peer, DicomwebDestination):
+            return StowConnection(self._name, self._peer)
+        self._listened = now
+        return Association(self._name, self._peer, [_COMMIT, FIND], take_event=partial(self._event, now))
+
+    def _ask(self, link: Link, transaction_uid: str, items: Sequence[Uncommitted], now: float) -> None:
+        if items:
+            self._commitments.begin(transaction_uid, self._name, items, now)
+        if isinstance(link, Association) and self._required:
+            if not items:
+                return link.wait_for_events(_REPORT_S, lambda: False)
+            if not 0 < self._refused_until - now <= _REFUSED_S:
+                refusal = self._request(link, transaction_uid, items)
+                if not refusal:
+                    self._accepted(items)
+                    return link.wait_for_events(_REPORT_S, lambda: self._commitments.is_reported(transaction_uid))
+                self._refused_until = now + _REFUSED_S
+                self._warn(refusal)
+        self._look_for(link, transaction_uid, items, now)
         self._commitments.drop(transaction_uid)
 
     def _request(self, assoc: Association, transaction_uid: str, items: Sequence[Uncommitted]) -> str:
@@ -144,10 +155,10 @@ class RequestCommitment:
         else:
             self._alarm(f"commitment {self._name}", "")
 
-    def _look_for(self, assoc: Association, transaction_uid: str, items: Sequence[Uncommitted], now: float) -> None:
-        """C-FIND of each. What a site that only verifies does not find for long is taken as lost."""
+    def _look_for(self, link: Link, transaction_uid: str, items: Sequence[Uncommitted], now: float) -> None:
+        """Search for each. What a site that only verifies does not find for long is taken as lost."""
         try:
-            found = {item.sop_instance_uid for item in items if self._is_there(assoc, item)}
+            found = {item.sop_instance_uid for item in items if self._is_there(link, item)}
         except DeliveryError as error:
             if not error.permanent:
                 raise
@@ -161,14 +172,14 @@ class RequestCommitment:
         if not self._required:
             self._alarm(f"commitment {self._name}", "")
 
-    def _is_there(self, assoc: Association, item: Uncommitted) -> bool:
+    def _is_there(self, link: Link, item: Uncommitted) -> bool:
         try:
             data = dataset_of(self._buffer.segments.peek(item.place, LONGEST_PREFIX))
             said, _ = describe(data, item.transfer_syntax_uid)
         except ObjectError:  # it asks by the instance alone then
             said = {}
         study, series = said.get("StudyInstanceUID", ""), said.get("SeriesInstanceUID", "")
-        return has_instance(assoc, study, series, item.sop_instance_uid)
+        return has_instance(link, study, series, item.sop_instance_uid)
 
     def _event(self, now: float, request: NRequest) -> int:
         try:
