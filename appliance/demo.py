@@ -157,7 +157,7 @@ def _progress(demo: Demo, n: int, display: Display) -> str:
 
 
 def _delivered(counts: dict[str, Any]) -> int:
-    return int(counts["sent"] + counts["committed"])
+    return int(counts["sent"] + counts["verified"] + counts["committed"])
 
 
 def _wait_for_delivery(demo: Demo) -> dict[str, Any]:

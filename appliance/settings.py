@@ -98,13 +98,17 @@ class DicomDestination(Model):
     ae_title: AETitle = Field(description="Called AE title.", examples=["ORTHANC"])
     calling_ae_title: AETitle = Field("NEARSCAN", description="Our AE title as this PACS knows it.")
     timeout_s: float = Field(10.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
-    commit: Literal["none", "required"] = Field(
+    commit: Literal["none", "verify", "required"] = Field(
         "none",
         description="'required': nothing is deleted here before this PACS has committed to it (storage commitment). "
-        "'none': its success status is enough.",
+        "'verify': before C-FIND has found it there. 'none': its success status is enough.",
     )
     commit_timeout_h: float = Field(
-        4.0, gt=0, le=720, description="A commitment that is not reported for so long is asked for again, in hours."
+        4.0,
+        gt=0,
+        le=720,
+        description="A commitment that is not reported for so long is asked for again; what C-FIND does not find for "
+        "so long is sent again. In hours.",
     )
     max_mb_s: float | None = Field(
         None,
@@ -123,6 +127,14 @@ class DicomwebDestination(Model):
     token_file: Path | None = Field(None, description="File with the bearer token; read for each request.")
     ca: Path | None = Field(None, description="PEM file of the CA that signed the server's certificate.")
     timeout_s: float = Field(30.0, gt=0, le=600, description="Longest wait for one answer, in seconds.")
+    commit: Literal["none", "verify"] = Field(
+        "none",
+        description="'verify': nothing is deleted here before QIDO-RS has found it there. 'none': its success status "
+        "is enough.",
+    )
+    commit_timeout_h: float = Field(
+        4.0, gt=0, le=720, description="What QIDO-RS does not find for so long is sent again, in hours."
+    )
     max_mb_s: float | None = Field(
         None,
         gt=0,

@@ -278,7 +278,8 @@ class Buffer:
                 "SELECT i.id, i.segment, i.position, i.digest FROM instances i"
                 " JOIN deliveries d ON d.instance_id = i.id WHERE i.purged_s IS NULL"
                 f" AND NOT EXISTS ({_WANTED_BY_PIPELINES}) GROUP BY i.id"
-                " HAVING min(d.state IN ('verified', 'committed') OR (d.state = 'sent' AND d.must_commit = 0)) = 1"
+                " HAVING min(d.state = 'committed' OR (d.state = 'verified' AND d.enough <> 'committed')"
+                " OR (d.state = 'sent' AND d.enough = 'sent')) = 1"
                 " AND max(d.changed_s) <= ? LIMIT ?",
                 (now - _ABANDONED_S, now - keep_delivered_s, _PURGE_AT_ONCE),
             ).fetchall()

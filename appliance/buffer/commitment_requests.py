@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from appliance.buffer import audit
 from appliance.buffer.database import Database
+from appliance.buffer.segments import Place
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class CommitmentRequest:
     created_s: float
 
 
+@dataclass(frozen=True)
+class Holding:
+    """An instance that we have, or had."""
+
+    sop_class_uid: str
+    digest: str
+    place: Place | None  # None: it was purged, after it was delivered to all that were owed it
+
+
 class CommitmentRequests:
     """Of one open buffer. Thread-safe."""
 
@@ -30,11 +40,13 @@ class CommitmentRequests:
         self._database = database
 
     def put(self, transaction_uid: str, calling: str, instances: Sequence[tuple[str, str]], now: float) -> None:
-        """Keep a request; the same one again is no error."""
+        """Keep a request; the same one again is answered again."""
         with self._database.transaction() as conn:
             conn.execute(
-                "INSERT OR IGNORE INTO commitment_requests (transaction_uid, calling_ae_title, instances, attempts,"
-                " next_s, created_s) VALUES (?, ?, ?, 0, ?, ?)",
+                "INSERT INTO commitment_requests (transaction_uid, calling_ae_title, instances, attempts,"
+                " next_s, created_s) VALUES (?, ?, ?, 0, ?, ?)"
+                " ON CONFLICT (transaction_uid, calling_ae_title) DO UPDATE SET instances = excluded.instances,"
+                " attempts = 0, next_s = excluded.next_s, created_s = excluded.created_s, done_s = NULL",
                 (transaction_uid, calling, json.dumps([list(one) for one in instances]), now, now),
             )
             audit.append(conn, now, "commitment requested", transaction_uid, f"{calling}: {len(instances)} instances")
@@ -51,17 +63,18 @@ class CommitmentRequests:
             for row in rows
         ]
 
-    def held(self, sop_instance_uids: Sequence[str]) -> dict[str, str]:
-        """Give the SOP class of each of these that we have, or have delivered to all that were owed it."""
-        found: dict[str, str] = {}
+    def held(self, sop_instance_uids: Sequence[str]) -> dict[str, list[Holding]]:
+        """Give what there is of each of these."""
+        found: dict[str, list[Holding]] = {}
         for at in range(0, len(sop_instance_uids), 500):
             uids = list(sop_instance_uids[at : at + 500])
-            rows = self._database.query(
-                "SELECT sop_instance_uid, sop_class_uid FROM instances"
+            for uid, *row, purged_s in self._database.query(
+                "SELECT sop_instance_uid, sop_class_uid, digest, segment, position, purged_s FROM instances"
                 f" WHERE sop_instance_uid IN ({', '.join('?' * len(uids))})",
                 uids,
-            )
-            found |= dict(rows)
+            ):
+                place = Place(row[2], row[3]) if purged_s is None else None
+                found.setdefault(uid, []).append(Holding(row[0], row[1], place))
         return found
 
     def later(self, request: CommitmentRequest, next_s: float) -> None:
@@ -71,6 +84,20 @@ class CommitmentRequests:
                 "UPDATE commitment_requests SET attempts = attempts + 1, next_s = ? WHERE id = ?",
                 (next_s, request.request_id),
             )
+
+    def peer_away(self, calling_ae_title: str, until_s: float) -> None:
+        """Leave all requests of one peer until then."""
+        with self._database.transaction() as conn:
+            conn.execute(
+                "UPDATE commitment_requests SET next_s = ? WHERE calling_ae_title = ? AND done_s IS NULL"
+                " AND next_s < ?",
+                (until_s, calling_ae_title, until_s),
+            )
+
+    def forget(self, before_s: float) -> None:
+        """Forget what was answered before then."""
+        with self._database.transaction() as conn:
+            conn.execute("DELETE FROM commitment_requests WHERE done_s < ?", (before_s,))
 
     def done(self, request: CommitmentRequest, now: float) -> None:
         """The report was taken."""

@@ -17,6 +17,10 @@ from appliance.buffer.segments import Place
 STATES = ("queued", "sending", "sent", "verified", "committed", "held", "quarantined")
 
 
+def _asked_s(enough: str) -> float | None:
+    return None if enough == "sent" else 0.0
+
+
 class Outbox:
     """The deliveries of one open buffer. Thread-safe."""
 
@@ -48,15 +52,25 @@ class Outbox:
                 (now, destination),
             )
 
-    def mark_sent(self, deliveries: Sequence[Delivery], now: float, *, must_commit: bool = False) -> None:
-        """Record that the destination answered each with success; with `must_commit` that is not enough to let go."""
+    def mark_sent(self, deliveries: Sequence[Delivery], now: float, *, enough: str = "sent") -> None:
+        """Record that the destination answered each with success; `enough` is the state that lets it go."""
         with self._database.transaction() as conn:
             for delivery in deliveries:
                 self._change(conn, delivery, "sent", now, "")
                 conn.execute(
-                    "UPDATE deliveries SET must_commit = ? WHERE id = ?", (int(must_commit), delivery.delivery_id)
+                    "UPDATE deliveries SET enough = ?, asked_s = ? WHERE id = ?",
+                    (enough, _asked_s(enough), delivery.delivery_id),
                 )
                 audit.append(conn, now, "sent", delivery.sop_instance_uid, delivery.destination)
+
+    def require(self, destination: str, enough: str) -> None:
+        """Have `enough` count for what was sent to `destination` under another setting and is still here."""
+        with self._database.transaction() as conn:
+            conn.execute(
+                "UPDATE deliveries SET enough = ?, asked_s = ? WHERE destination = ? AND state IN ('sent', 'verified')"
+                " AND enough <> ? AND instance_id IN (SELECT id FROM instances WHERE purged_s IS NULL)",
+                (enough, _asked_s(enough), destination, enough),
+            )
 
     def retry_later(self, delivery: Delivery, next_try: float, error: str, now: float) -> None:
         """Put one delivery back until `next_try`; there is no attempt after which it is given up."""

@@ -39,7 +39,8 @@ _TABLES: dict[str, dict[str, type]] = {
         "instance_id": int,
         "destination": str,
         "state": str,  # queued | sending | sent | verified | committed | held | quarantined
-        "must_commit": int,  # 1: kept until it is committed; set when it is sent
+        "enough": str,  # sent | verified | committed: the state that lets it go; set when it is sent
+        "asked_s": float,  # when its destination was last asked about it; 0: never yet, NULL: not to be asked
         "priority": int,
         "attempts": int,
         "next_try_s": float,
@@ -94,7 +95,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "commitment_id": int,
         "delivery_id": int,
         "sop_instance_uid": str,
-        "outcome": str,  # empty: open; committed | failed 0x… | not asked
+        "outcome": str,  # empty: open; committed | verified | failed 0x… | void: it was sent again since
     },
     "commitment_requests": {
         "id": int,
@@ -129,6 +130,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("instances", ("origin",), False),
     ("deliveries", ("instance_id", "destination"), True),
     ("deliveries", ("destination", "state", DescIndex("priority"), "id"), False),
+    ("deliveries", ("destination", "state", "asked_s", "id"), False),
     ("jobs", ("state", DescIndex("priority"), "id"), False),
     ("jobs", ("segment",), False),
     ("series", ("series_instance_uid",), True),
@@ -141,6 +143,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("commitment_items", ("commitment_id",), False),
     ("commitment_items", ("delivery_id", "outcome"), False),
     ("commitment_requests", ("transaction_uid", "calling_ae_title"), True),
+    ("commitment_requests", ("done_s", "next_s"), False),
     ("descriptions", ("series_instance_uid",), False),
     ("lineage", ("instance_id",), True),
 )

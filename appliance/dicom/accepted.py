@@ -20,7 +20,7 @@ from appliance.dicom import dimse, negotiation, status
 from appliance.dicom import upper_layer as ul
 from appliance.dicom.inbound import Inbound
 from appliance.dicom.negotiation import Context
-from appliance.dicom.services import Incoming, NRequest, Services, Writer
+from appliance.dicom.services import Incoming, NRequest, NResponse, Services, Writer
 from appliance.errors import PeerError, StorageError
 
 _CLOSE_S = 2.0  # for the peer to hang up after a release, a rejection or an abort
@@ -238,27 +238,27 @@ class Accepted:
         if field == dimse.C_STORE_RQ:
             answer = self._end_store(message)
         elif field == dimse.C_ECHO_RQ:
-            answer = (status.SUCCESS, b"", "")
+            answer = NResponse(status.SUCCESS)
         elif field in dimse.NORMALIZED:
             answer = self._normalized(message, field)
         else:
-            answer = (status.UNRECOGNIZED, b"", "")
+            answer = NResponse(status.UNRECOGNIZED)
         self._machine.take(ul.SEND_DATA)
-        code, data, instance_uid = answer
-        instance = instance_uid or message.uid(_VALUE["instance"], _VALUE["instance_requested"])
+        instance = answer.instance_uid or message.uid(_VALUE["instance"], _VALUE["instance_requested"])
         command = dimse.response(
-            *(field, message.number(0x0110), code, message.uid(_VALUE["class"], _VALUE["class_requested"])),
+            *(field, message.number(0x0110), answer.status, message.uid(_VALUE["class"], _VALUE["class_requested"])),
             instance if field != dimse.C_ECHO_RQ else "",
-            dataset=bool(data),
+            dataset=bool(answer.data),
+            error_id=answer.error_id,
         )
         pdus = [*dimse.p_data(message.context_id, command, self._longest, command=True)]
-        if data:
-            pdus += dimse.p_data(message.context_id, data, self._longest, command=False)
+        if answer.data:
+            pdus += dimse.p_data(message.context_id, answer.data, self._longest, command=False)
         self._send(*pdus)
 
-    def _normalized(self, message: Message, field: int) -> tuple[int, bytes, str]:
+    def _normalized(self, message: Message, field: int) -> NResponse:
         type_element = {dimse.N_ACTION_RQ: 0x1008, dimse.N_EVENT_REPORT_RQ: 0x1002}.get(field)
-        response = self._services.normalized(
+        return self._services.normalized(
             NRequest(
                 command=field,
                 class_uid=message.uid(_VALUE["class"], _VALUE["class_requested"]),
@@ -270,7 +270,6 @@ class Accepted:
                 address=self.address,
             )
         )
-        return response.status, response.data, response.instance_uid
 
     # C-STORE
 
@@ -322,14 +321,14 @@ class Accepted:
         if n_staged:
             self._storing(message, lambda: self._write(message, memoryview(self._stage)[:n_staged]))
 
-    def _end_store(self, message: Message) -> tuple[int, bytes, str]:
+    def _end_store(self, message: Message) -> NResponse:
         if message.refusal is None and message.writer is None:  # a command without a data set
             message.refusal = status.CANNOT_UNDERSTAND
         if message.writer is not None:
             self._storing(message, lambda: self._commit(message))
         if message.writer is not None:
             message.writer.close()
-        return message.refusal or status.SUCCESS, b"", ""
+        return NResponse(message.refusal or status.SUCCESS)
 
     @staticmethod
     def _commit(message: Message) -> None:

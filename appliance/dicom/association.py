@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An association that we request: C-ECHO and C-STORE over one blocking socket, a deadline on everything.
+"""An association that we request: its messages over one blocking socket, a deadline on everything.
 
 Rule: every failure is a DeliveryError; only a status or a refused presentation context is ever permanent.
 It has no thread of its own, so that no response can be lost between two. What a peer writes in an error comment is
@@ -9,10 +9,11 @@ never repeated: it may name a patient.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from appliance.dicom import dimse, negotiation, status
@@ -24,6 +25,8 @@ _BUFFERS_AT_ONCE = 64  # of sendmsg; IOV_MAX is 1024
 _SLOWEST_BYTES_PER_S = 50_000  # a peer that reads slower than this is taken for dead
 _LONGEST_MESSAGE = 4 << 20
 _RELEASE_S = 2.0
+_LOOK_S = 0.05
+_MOST_FOUND = 1000
 ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
 
 
@@ -36,10 +39,11 @@ class Association:
         peer: DicomDestination,
         contexts: Sequence[tuple[str, str]],
         roles: Sequence[tuple[str, int, int]] = (),
+        take_event: Callable[[NRequest], int] | None = None,
     ) -> None:
         self._peer, self._timeout_s = f"destination {name!r} at {peer.host}:{peer.port}", peer.timeout_s
         self._message_id = 0
-        self.events: list[NRequest] = []  # what the peer reported meanwhile
+        self._take_event = take_event  # what the peer reports meanwhile; gives the status to answer
         try:
             self._socket = socket.create_connection((peer.host, peer.port), timeout=peer.timeout_s)
         except OSError as error:
@@ -77,13 +81,13 @@ class Association:
                 )
             if kind != dimse.ASSOCIATE_AC:
                 raise PeerError(f"the association was answered with PDU type 0x{kind:02X}")
-            syntaxes, self._longest = negotiation.accepted(header + body)
+            self._syntaxes, self._longest = negotiation.accepted(header + body)
         except (OSError, PeerError) as error:
             raise self._transient(f"no association: {_words(error)}; will try again") from error
         self._contexts = {
             context: 2 * index + 1
             for index, context in enumerate(contexts)
-            if syntaxes.get(2 * index + 1) == context[1]
+            if self._syntaxes.get(2 * index + 1) == context[1]
         }
         self._proposed = frozenset(contexts)
 
@@ -122,38 +126,53 @@ class Association:
     def normalized(self, context: tuple[str, str], request: int, command: Callable[[int], bytes], data: bytes) -> int:
         """Send a DIMSE-N request with a data set; `command` encodes it for a message id. Gives the status. Raises
         DeliveryError, permanent where the peer does not take this context."""
+        context_id = self._context_for(context)
+        return self._exchange(context_id, request, command(self._next_id()), data)
+
+    def find(self, context: tuple[str, str], identifier: bytes) -> list[bytes]:
+        """C-FIND; gives the identifiers that match (PS3.7 9.1.2). Raises DeliveryError as `normalized` does."""
+        context_id = self._context_for(context)
+        found: list[bytes] = []
+        answer = self._exchange(context_id, dimse.C_FIND_RQ, dimse.find_rq(self._next_id(), context[0]), identifier)
+        with self._told_as_delivery_error():
+            while status.is_pending(answer):
+                deadline = time.monotonic() + self._timeout_s
+                found.append(self._receive_message(deadline, command=False)[1])
+                if len(found) > _MOST_FOUND:
+                    raise PeerError(f"more than {_MOST_FOUND} answers to a C-FIND")
+                answer = self._receive_answer(context_id, dimse.C_FIND_RQ, deadline)
+        if answer != status.SUCCESS:
+            raise self._transient(f"C-FIND was answered 0x{answer:04X}; look at the peer's log")
+        return found
+
+    def _context_for(self, context: tuple[str, str]) -> int:
         context_id = self._contexts.get(context)
         if context_id is None:
             raise DeliveryError(f"{self._peer}: does not take {context[0]}; allow it there", permanent=True)
-        encoded = command(self._next_id())
-        try:
-            self._send_message(context_id, encoded, data, time.monotonic() + self._timeout_s)
-            while True:  # a report of something earlier may come first
-                answer = self._receive_message(context_id, time.monotonic() + self._timeout_s, command=True)
-                if not self._is_event(answer, context, context_id):
-                    return dimse.response_status(answer, request, self._message_id)
-        except (OSError, PeerError) as error:
-            raise self._transient(f"the association broke: {_words(error)}; will try again") from error
+        return context_id
 
-    def wait_for_event(self, context: tuple[str, str], seconds: float) -> None:
-        """Wait until an N-EVENT-REPORT of the peer is in `events`, or for so long."""
-        context_id = self._contexts[context]
-        with contextlib.suppress(OSError, PeerError):  # it may hang up: reports come on other associations too
-            command = self._receive_message(context_id, time.monotonic() + seconds, command=True)
-            self._is_event(command, context, context_id)
+    def wait_for_events(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        """Take N-EVENT-REPORTs of the peer until `is_enough`, for so long; that it hangs up is no error."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError, PeerError):
+            while not is_enough() and time.monotonic() < end:
+                if select.select([self._socket], [], [], _LOOK_S)[0]:
+                    context_id, command = self._receive_message(time.monotonic() + self._timeout_s, command=True)
+                    self._took_event(context_id, command)
 
-    def _is_event(self, command: bytes, context: tuple[str, str], context_id: int) -> bool:
-        """Take an N-EVENT-REPORT and say that it came; False: it is something else."""
+    def _took_event(self, context_id: int, command: bytes) -> bool:
+        """Answer an N-EVENT-REPORT after it was taken; False: it is something else."""
         values = dimse.read_command(command)
         numbers = {key: int.from_bytes(values.get(key, b""), "little") for key in (0x0100, 0x0110, 0x1002)}
-        if numbers[0x0100] != dimse.N_EVENT_REPORT_RQ:
+        if self._take_event is None or numbers[0x0100] != dimse.N_EVENT_REPORT_RQ:
             return False
         deadline = time.monotonic() + self._timeout_s
-        data = self._receive_message(context_id, deadline, command=False)
+        data = self._receive_message(deadline, command=False)[1]
         sop_class, uid = (values.get(key, b"").rstrip(b"\0 ").decode("ascii", "replace") for key in (0x0002, 0x1000))
-        answer = dimse.response(numbers[0x0100], numbers[0x0110], status.SUCCESS, sop_class, uid)
+        syntax = self._syntaxes.get(context_id, "")
+        code = self._take_event(NRequest(numbers[0x0100], sop_class, uid, numbers[0x1002], data, syntax, "", ""))
+        answer = dimse.response(numbers[0x0100], numbers[0x0110], code, sop_class, uid)
         self._send(dimse.p_data(context_id, answer, self._longest, command=True), deadline)
-        self.events.append(NRequest(numbers[0x0100], sop_class, uid, numbers[0x1002], data, context[1], "", ""))
         return True
 
     def _next_id(self) -> int:
@@ -161,13 +180,26 @@ class Association:
         return self._message_id
 
     def _exchange(self, context_id: int, request: int, command: bytes, dataset: bytes | memoryview) -> int:
-        try:
+        with self._told_as_delivery_error():
             deadline = time.monotonic() + self._timeout_s + len(dataset) / _SLOWEST_BYTES_PER_S
             self._send_message(context_id, command, dataset, deadline)
-            answer = self._receive_message(context_id, time.monotonic() + self._timeout_s, command=True)
-            return dimse.response_status(answer, request, self._message_id)
+            return self._receive_answer(context_id, request, time.monotonic() + self._timeout_s)
+
+    @contextlib.contextmanager
+    def _told_as_delivery_error(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, PeerError) as error:
             raise self._transient(f"the association broke: {_words(error)}; will try again") from error
+
+    def _receive_answer(self, context_id: int, request: int, deadline: float) -> int:
+        """Give the status of the answer to the last `request`; a report of something else may come before it."""
+        while True:
+            context, command = self._receive_message(deadline, command=True)
+            if not self._took_event(context, command):
+                if context != context_id:
+                    raise PeerError("the answer is no command of this presentation context")
+                return dimse.response_status(command, request, self._message_id)
 
     def _send_message(self, context_id: int, command: bytes, dataset: bytes | memoryview, deadline: float) -> None:
         pdus = dimse.p_data(context_id, command, self._longest, command=True)
@@ -207,19 +239,20 @@ class Association:
             raise PeerError(f"a PDU of {length} bytes was announced")
         return kind, header, self._receive_exactly(length, deadline)
 
-    def _receive_message(self, context_id: int, deadline: float, *, command: bool) -> bytes:
-        """Give one command set, or the data set behind it."""
-        message = bytearray()
+    def _receive_message(self, deadline: float, *, command: bool) -> tuple[int, bytes]:
+        """Give one command set, or the data set behind it, and its presentation context."""
+        message, first = bytearray(), None
         while True:
             kind, _, body = self._receive_pdu(deadline)
             if kind != dimse.P_DATA:
                 raise PeerError("the peer aborted" if kind == dimse.ABORT else f"unexpected PDU type 0x{kind:02X}")
             for context, is_command, last, piece in dimse.fragments(body):
                 message += piece
-                if context != context_id or is_command != command or len(message) > _LONGEST_MESSAGE:
+                first = context if first is None else first
+                if context != first or is_command != command or len(message) > _LONGEST_MESSAGE:
                     raise PeerError("the answer is no command of this presentation context")
                 if last:
-                    return bytes(message)
+                    return context, bytes(message)
 
     def release(self) -> None:
         """Release and hang up; a peer that does not answer is no error, nothing is owed any more."""

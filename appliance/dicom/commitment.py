@@ -42,8 +42,8 @@ def walk(data: bytes, transfer_syntax_uid: str, sequences: Container[int]) -> It
     while offset < len(data):
         if len(data) - offset < 8:
             raise PeerError("a data set ends inside an element")
-        group, element = struct.unpack_from("<HH", data, offset)
-        tag = group << 16 | element
+        group, number = struct.unpack_from("<HH", data, offset)
+        tag = group << 16 | number
         if tag in (_ITEM, _ITEM_END, _SEQUENCE_END):
             yield tag, b""
             offset += 8
@@ -54,7 +54,7 @@ def walk(data: bytes, transfer_syntax_uid: str, sequences: Container[int]) -> It
             offset = start  # into it
             continue
         if start + length > len(data):
-            raise PeerError(f"({group:04X},{element:04X}) is cut off")
+            raise PeerError(f"({group:04X},{number:04X}) is cut off")
         yield tag, data[start : start + length]
         offset = start + length
 
@@ -110,11 +110,11 @@ def text(value: bytes) -> str:
 def write(commitment: Commitment, classes: Mapping[str, str], transfer_syntax_uid: str = IMPLICIT) -> bytes:
     """Encode a request or a report; `classes` gives the SOP class of what failed."""
     explicit = transfer_syntax_uid != IMPLICIT
-    data = _element(_TRANSACTION, b"UI", _padded(commitment.transaction_uid), explicit)
+    data = element(_TRANSACTION, b"UI", padded(commitment.transaction_uid), explicit)
     if commitment.failed:
         items = [
             _reference(classes.get(uid, ""), uid, explicit)
-            + _element(_REASON, b"US", struct.pack("<H", reason), explicit)
+            + element(_REASON, b"US", struct.pack("<H", reason), explicit)
             for uid, reason in commitment.failed.items()
         ]
         # (0008,1197) comes after (0008,1155): the items are in the order of their tags
@@ -125,15 +125,17 @@ def write(commitment: Commitment, classes: Mapping[str, str], transfer_syntax_ui
 
 
 def _reference(sop_class_uid: str, uid: str, explicit: bool) -> bytes:
-    return _element(_CLASS, b"UI", _padded(sop_class_uid), explicit) + _element(_UID, b"UI", _padded(uid), explicit)
+    return element(_CLASS, b"UI", padded(sop_class_uid), explicit) + element(_UID, b"UI", padded(uid), explicit)
 
 
-def _padded(uid: str) -> bytes:
+def padded(uid: str) -> bytes:
+    """A UID as bytes, of even length."""
     value = uid.encode("ascii", "replace")
     return value + b"\0" * (len(value) % 2)
 
 
-def _element(tag: int, vr: bytes, value: bytes, explicit: bool) -> bytes:
+def element(tag: int, vr: bytes, value: bytes, explicit: bool) -> bytes:
+    """Encode one element with a short length."""
     head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
     return head + (vr + struct.pack("<H", len(value)) if explicit else struct.pack("<I", len(value))) + value
 

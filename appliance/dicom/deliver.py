@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.buffer import Buffer, Delivery, ObjectError
+from appliance.buffer.commitment_requests import CommitmentRequests
+from appliance.buffer.commitments import Commitments
 from appliance.buffer.mpps import ProcedureSteps
 from appliance.dicom.admit import admit
 from appliance.dicom.answer_commitment import AnswerCommitment
@@ -27,7 +29,7 @@ from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.build_results import Alarm, build_results
 from appliance.dicom.follow_series import FollowSeries
 from appliance.dicom.part10 import dataset_of
-from appliance.dicom.request_commitment import RequestCommitment
+from appliance.dicom.request_commitment import ENOUGH, RequestCommitment
 from appliance.dicom.series import Report
 from appliance.dicom.status import is_out_of_resources
 from appliance.dicom.stow_client import StowConnection
@@ -42,6 +44,7 @@ _BATCH = 32  # instances; an association takes 128 presentation contexts
 _POLL_S = 0.2
 _IDLE_RELEASE_S = 5.0  # an association with nothing to send is released after this long
 _PURGE_EVERY_S = 60.0
+_REMEMBER_S = 7 * 86_400.0  # what was settled in storage commitment
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +67,7 @@ class Destination:
         self._failures = 0
         self._closed_until = 0.0
         self._last_error = ""
-        self._must_commit = isinstance(peer, DicomDestination) and peer.commit == "required"
-        self._commitment = RequestCommitment(name, peer, buffer, alarm) if isinstance(peer, DicomDestination) else None
+        self.enough = ENOUGH[peer.commit]
         self._unsettled = True  # what a former process had in sending
         self._stop = threading.Event()
 
@@ -101,7 +103,7 @@ class Destination:
             self._reachable()  # as far as we know
             if self._assoc and now - self._used > _IDLE_RELEASE_S:
                 self._hang_up()
-            return self._commitment is not None and self._commitment.step(now)
+            return False
         self._used = now
         self._send(batch, now)
         return True
@@ -177,7 +179,7 @@ class Destination:
             self._stop.wait(self._free_at - now)
 
     def _settle(self, sent: list[Delivery], now: float) -> None:
-        self._buffer.outbox.mark_sent(sent, now, must_commit=self._must_commit)
+        self._buffer.outbox.mark_sent(sent, now, enough=self.enough)
         self._buffer.outbox.release(self._name, now)
         self._unsettled = False
 
@@ -254,17 +256,25 @@ class Deliverer:
             name: Destination(name, destination.peer, self._buffer, settings.buffer, alarm)
             for name, destination in settings.destinations.items()
         }
+        self._commitments = [
+            RequestCommitment(name, destination.peer, self._buffer, alarm)
+            for name, destination in settings.destinations.items()
+            if destination.peer.commit != "none"
+        ]
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop`. What fails without being told how ends all of it: the daemon starts it again."""
-        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(self._destinations) + 4) as pool:
+        loops = [self._answers.loop, *(one.loop for one in self._destinations.values())]
+        loops += [one.loop for one in self._commitments]
+        with _only_deliverer(self._data_dir), ThreadPoolExecutor(len(loops) + 3) as pool:
             self._buffer.recover(time.time())
+            for name, destination in self._destinations.items():
+                self._buffer.outbox.require(name, destination.enough)
             self._warn_of_unknown_destinations()
             follow = FollowSeries(self._buffer, self._silence_s, self._report_of)
             jobs = [pool.submit(build_results, self._buffer, stop, self._alarm), pool.submit(self._purge, stop)]
             jobs += [pool.submit(admit, self._buffer, self._routes, follow, stop, self._alarm)]
-            jobs += [pool.submit(self._answers.loop, stop)]
-            jobs += [pool.submit(destination.loop, stop) for destination in self._destinations.values()]
+            jobs += [pool.submit(loop, stop) for loop in loops]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
             stop.set()
         for job in done:
@@ -282,8 +292,11 @@ class Deliverer:
                 self._alarm(f"destination {name}", text)
 
     def _purge(self, stop: threading.Event) -> None:
+        commitments, requests = Commitments(self._buffer.database), CommitmentRequests(self._buffer.database)
         while not stop.is_set():
             try:
+                for table in (commitments, requests):
+                    table.forget(time.time() - _REMEMBER_S)
                 while self._buffer.purge(time.time(), self._waits.keep_delivered_h * 3600) and not stop.is_set():
                     pass
                 self._alarm("buffer purge", "")
@@ -296,7 +309,7 @@ class Deliverer:
         counts = self._buffer.counts()
         by_name = counts.pop("destinations")
         return {
-            "results": {**counts, "delivered": counts["sent"] + counts["committed"]},
+            "results": {**counts, "delivered": counts["sent"] + counts["verified"] + counts["committed"]},
             "destinations": {
                 name: {**by_name.get(name, {}), **destination.status()}
                 for name, destination in self._destinations.items()

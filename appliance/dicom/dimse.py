@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from appliance.errors import PeerError
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
-C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0030, 0x0FFF, 0x8000
+C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0020, 0x0030, 0x0FFF, 0x8000
 N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
@@ -63,6 +63,17 @@ def store_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> byte
     )
 
 
+def find_rq(message_id: int, sop_class_uid: str) -> bytes:
+    """Encode a C-FIND-RQ (PS3.7 9.3.2.1)."""
+    return _command(
+        _ui(0x0002, sop_class_uid)
+        + _us(0x0100, C_FIND_RQ)
+        + _us(0x0110, message_id)
+        + _us(0x0700, _MEDIUM)
+        + _us(0x0800, _DATASET)
+    )
+
+
 def n_action_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str, action: int) -> bytes:
     """Encode an N-ACTION-RQ with a data set (PS3.7 10.3.4.1)."""
     return _command(
@@ -88,15 +99,17 @@ def n_event_report_rq(message_id: int, sop_class_uid: str, sop_instance_uid: str
 
 
 def response(
-    request: int, message_id: int, status: int, sop_class_uid: str, sop_instance_uid: str, *, dataset: bool = False
-) -> bytes:
-    """Encode the response to any request (PS3.7 9.3 and 10.3); empty UIDs are left out."""
+    request: int, message_id: int, status: int, sop_class_uid: str, sop_instance_uid: str,
+    *, dataset: bool = False, error_id: int = 0,
+) -> bytes:  # fmt: skip
+    """Encode the response to any request (PS3.7 9.3 and 10.3); empty UIDs, and no error id, are left out."""
     return _command(
         (_ui(0x0002, sop_class_uid) if sop_class_uid else b"")
         + _us(0x0100, request | RESPONSE)
         + _us(0x0120, message_id)
         + _us(0x0800, _DATASET if dataset else NO_DATASET)
         + _us(0x0900, status)
+        + (_us(0x0903, error_id) if error_id else b"")
         + (_ui(0x1000, sop_instance_uid) if sop_instance_uid else b"")
     )
 

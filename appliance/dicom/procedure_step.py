@@ -16,11 +16,12 @@ from appliance.errors import PeerError
 _STATUS, _PERFORMED_SERIES, _SERIES_UID = 0x00400252, 0x00400340, 0x0020000E
 _IMAGES, _IMAGE_UID = 0x00081140, 0x00081155
 _IN_IMAGES = {0x00081150, _IMAGE_UID, 0xFFFEE000, 0xFFFEE00D}
+_NO_LONGER_UPDATED = 0xA710  # PS3.4 F.7.2.2.2
 _ANSWER = {
     "done": status.SUCCESS,
     "exists": status.DUPLICATE_INSTANCE,
     "unknown": status.NO_SUCH_INSTANCE,
-    "final": status.PROCESSING_FAILURE,  # "may no longer be updated", PS3.4 F.7.2.2.2
+    "final": status.PROCESSING_FAILURE,
 }
 
 
@@ -57,4 +58,4 @@ def take_step(steps: ProcedureSteps, request: NRequest, now: float) -> NResponse
         outcome = steps.create(request.instance_uid, said, series, request.calling_ae_title, now)
     else:
         outcome = steps.change(request.instance_uid, said, series, now)
-    return NResponse(_ANSWER[outcome])
+    return NResponse(_ANSWER[outcome], error_id=_NO_LONGER_UPDATED if outcome == "final" else 0)

@@ -53,6 +53,7 @@ class NResponse:
     status: int
     data: bytes = field(default=b"", repr=False)
     instance_uid: str = ""
+    error_id: int = 0  # what exactly failed, where the service class says so
 
 
 class Services(Protocol):

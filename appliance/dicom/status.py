@@ -17,6 +17,8 @@ NO_SUCH_INSTANCE = 0x0112
 DUPLICATE_INSTANCE = 0x0111
 INVALID_VALUE = 0x0106
 INVALID_ARGUMENT = 0x0115
+NO_SUCH_ACTION = 0x0123
+RESOURCE_LIMITATION = 0x0213
 
 _STORED = {0x0000, 0x0001, 0x0107, 0x0116}  # the warnings of PS3.7 too: the instance is stored
 _PERMANENT = {
@@ -36,6 +38,11 @@ _TRANSIENT = {0x0110: "processing failure", 0x0124: "it does not authorise us", 
 def is_stored(status: int) -> bool:
     """Whether the peer stored the instance, if with a warning (0xBxxx)."""
     return status in _STORED or status >> 12 == 0xB
+
+
+def is_pending(status: int) -> bool:
+    """Whether a C-FIND goes on (PS3.4 C.4.1.1.4)."""
+    return status in (0xFF00, 0xFF01)
 
 
 def is_out_of_resources(status: int | None) -> bool:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to a DICOMweb server: STOW-RS of one instance at a time, the bytes as they are kept (PS3.18 10.5).
+"""A connection to a DICOMweb server: STOW-RS of one instance at a time, the bytes as they are kept (PS3.18 10.5), and
+QIDO-RS to see whether it is there (PS3.18 10.6).
 
 Rule: every failure is a DeliveryError; only an answer about this instance is ever permanent. What the server writes in
 its answer is never repeated: it may name a patient.
@@ -13,7 +14,7 @@ import secrets
 import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from appliance.dicom import part10, status
 from appliance.errors import DeliveryError
@@ -21,6 +22,7 @@ from appliance.settings import DicomwebDestination
 
 _AT_ONCE = 1 << 18
 _LONGEST_ANSWER = 1 << 20
+_SOP_INSTANCE = "00080018"
 _FAILED, _REASON = "00081198", "00081197"  # Failed SOP Sequence, Failure Reason
 _PERMANENT = {400: "it does not understand the request", 413: "too large for it", 415: "it does not take this type"}
 _PART = (
@@ -92,6 +94,28 @@ class StowConnection:
             text = f"{self._peer}: STOW-RS was answered {code} ({_PERMANENT[code]}); look at the instance"
             raise DeliveryError(text, permanent=True)
         raise self._transient(code)
+
+    def has_instance(self, study_uid: str, series_uid: str, sop_instance_uid: str) -> bool:
+        """QIDO-RS: whether it lists this very instance. Raises DeliveryError, permanent where it cannot search."""
+        series = f"/studies/{quote(study_uid, safe='')}/series/{quote(series_uid, safe='')}"
+        code = 404
+        for below in (series if study_uid and series_uid else "", ""):  # 404: this study is not there, or no search
+            path = f"{self._path}{below}/instances?SOPInstanceUID={quote(sop_instance_uid, safe='')}"
+            code, answer = self._request("GET", path, None, {})
+            if code != 404:
+                break
+        if code == 204:
+            return False
+        if code in (400, 404, 405, 501):
+            raise DeliveryError(f"{self._peer}: QIDO-RS was answered {code}; allow it there", permanent=True)
+        if code != 200:
+            raise self._transient(code)
+        try:
+            found = json.loads(answer)
+            return any(one[_SOP_INSTANCE]["Value"] == [sop_instance_uid] for one in found)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            text = f"{self._peer}: the answer to QIDO-RS cannot be read; will try again"
+            raise DeliveryError(text, permanent=False) from error
 
     def _transient(self, code: int) -> DeliveryError:
         meaning = {401: "it does not know us; check token_file", 403: "it does not let us; check token_file"}

@@ -65,7 +65,7 @@ function showFrames(status) {
 }
 
 function showOutbox(buffer) {
-  const states = ["queued", "sending", "sent", "committed", "held", "quarantined"];
+  const states = ["queued", "sending", "sent", "verified", "committed", "held", "quarantined"];
   const counts = (buffer && buffer.destinations) || {};
   byId("produced").textContent = buffer ? buffer.error || `${buffer.produced} produced` : "";
   rows(

@@ -21,6 +21,7 @@ from appliance.buffer import Buffer
 from appliance.buffer.commitment_requests import CommitmentRequests
 from appliance.buffer.search import Level, held, search
 from appliance.dicom import commitment
+from appliance.dicom.answer_commitment import why_not
 from appliance.dicom.web.json_model import instance_json, wanted_keywords
 from appliance.dicom.web.multipart import boundary_of
 from appliance.dicom.web.stow import StowRequest, reference
@@ -157,14 +158,18 @@ class DicomWeb:
         self._buffer.index()
         asked = commitment.read_json(text)
         here = self._requests.held([uid for _, uid in asked])
-        good = [one for one in asked if here.get(one[1]) == one[0]]
-        failed = [one for one in asked if here.get(one[1]) != one[0]]
-        reason = {"00081197": {"vr": "US", "Value": [commitment.NO_SUCH_INSTANCE]}}
+        reasons = {one: why_not(self._buffer, one[0], here.get(one[1], ())) for one in dict.fromkeys(asked)}
+        good = [one for one, reason in reasons.items() if not reason]
+        failed = [
+            {**reference(*one), "00081197": {"vr": "US", "Value": [reason]}}
+            for one, reason in reasons.items()
+            if reason
+        ]
         body: dict[str, Any] = {"00081195": {"vr": "UI", "Value": [transaction]}}
         if good:
             body["00081199"] = {"vr": "SQ", "Value": [reference(*one) for one in good]}
         if failed:
-            body["00081198"] = {"vr": "SQ", "Value": [{**reference(*one), **reason} for one in failed]}
+            body["00081198"] = {"vr": "SQ", "Value": failed}
         return body
 
 

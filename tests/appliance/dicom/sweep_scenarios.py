@@ -165,10 +165,10 @@ def commit(folder, tell, _):
     for n in range(2):
         buffer.put_instance(NewInstance(content(n), MR, f"1.{n}", IMPLICIT, destinations=("pacs",)), n)
     tell("kept 2")
-    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 5), 5, must_commit=True)
+    buffer.outbox.mark_sent(buffer.outbox.claim("pacs", 5), 5, enough="committed")
     commitments = Commitments(buffer.database)
     for n in range(2):
-        commitments.begin(f"2.25.{n}", "pacs", commitments.uncommitted("pacs", 6), 6)
+        commitments.begin(f"2.25.{n}", "pacs", commitments.uncommitted("pacs", 6, 6), 6)
         tell(f"asked {n}")
         commitments.report(f"2.25.{n}", {f"1.{n}"}, {}, 7)
         tell(f"committed {n}")

@@ -56,7 +56,8 @@ def test_a_step_from_its_beginning_to_its_end(modality):
     assert one._steps.of_series("1.2.3") == ("COMPLETED", [f"1.2.3.{n}" for n in range(5)])
     assert one._steps.of_series("1.2.4") == ("COMPLETED", ["1.2.4.0"])
     assert one._steps.of_series("1.2.5") is None
-    assert assoc.send_n_set(step("DISCONTINUED"), Mpps, uid)[0].Status == 0x0110
+    answer, _ = assoc.send_n_set(step("DISCONTINUED"), Mpps, uid)
+    assert (answer.Status, answer.ErrorID) == (0x0110, 0xA710)
     assert assoc.send_n_set(step("COMPLETED"), Mpps, generate_uid())[0].Status == 0x0112
     assert assoc.send_n_create(step("COMPLETED"), Mpps, generate_uid())[0].Status == 0x0106
     assert "Secret" not in str(one._buffer.database.query("SELECT * FROM mpps"))

@@ -14,6 +14,7 @@ from appliance.buffer import NewInstance
 from appliance.dicom.deliver import Destination
 from appliance.dicom.mr_image import instances
 from appliance.dicom.part10 import dataset_of
+from appliance.dicom.request_commitment import RequestCommitment
 from appliance.dicom.stow_client import StowConnection
 from appliance.errors import DeliveryError
 from appliance.settings import Buffer as Waits
@@ -40,6 +41,8 @@ class Server:
             def do_OPTIONS(self):
                 outer.got.append((self.path, self.headers, b""))
                 self.answer()
+
+            do_GET = do_OPTIONS
 
             def answer(self):
                 self.send_response(outer.code)
@@ -143,3 +146,66 @@ def test_orthanc_takes_what_we_stow_once(buffer, make_spooled, orthanc):
     assert buffer.counts()["sent"] == 6, alarms
     stored = {dcmread(BytesIO(file)).SOPInstanceUID: bytes(dataset_of(file)) for file in orthanc.files()}
     assert stored == {one.sop_instance_uid: bytes(dataset_of(one.data)) for one in built}
+
+
+@pytest.mark.peer
+def test_what_orthanc_lists_is_verified_and_what_it_does_not_list_is_not(buffer, make_spooled, orthanc):
+    for one in [one for n in range(2) for one in instances(make_spooled(n), 5)]:
+        buffer.put_instance(NewInstance(**{**vars(one), "destinations": ("web",)}), 1)
+    peer = DicomwebDestination(url=f"http://127.0.0.1:{orthanc.http_port}/dicom-web", commit="verify")
+    alarms = {}
+    destination = Destination("web", peer, buffer, Waits(), alarms.__setitem__)
+    destination.step(2)
+    destination._hang_up()
+    orthanc.ask("DELETE", f"/instances/{orthanc.get('/instances')[0]}")
+    assert RequestCommitment("web", peer, buffer, alarms.__setitem__).step(20)
+    assert (buffer.counts()["verified"], buffer.counts()["sent"]) == (3, 1)
+    orthanc.ask("DELETE", f"/studies/{orthanc.get('/studies')[0]}")
+    assert RequestCommitment("web", peer, buffer, alarms.__setitem__).step(400)
+    assert (buffer.counts()["verified"], buffer.counts()["sent"]) == (3, 1)
+    assert buffer.purge(1e9, 0) == 3
+    assert not any(alarms.values())
+
+
+ONE = {"00080018": {"vr": "UI", "Value": ["1.2.3"]}}
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "there"),
+    [
+        (200, [ONE], True),
+        (200, [{"00080018": {"vr": "UI", "Value": ["1.2.4"]}}, ONE], True),
+        (200, [{"00080018": {"vr": "UI", "Value": ["1.2.30"]}}], False),
+        (200, [], False),
+        (204, None, False),
+    ],
+)
+def test_an_instance_is_there_only_when_it_is_listed_by_its_own_uid(server, code, body, there):
+    server.code, server.body = code, b"" if body is None else json.dumps(body).encode()
+    with connect(server) as link:
+        assert link.has_instance("1.1", "1.5", "1.2.3") == there
+        assert link.has_instance("", "", "1.2.3") == there
+    assert [path for path, _, _ in server.got] == [
+        "/dicom-web/studies/1.1/series/1.5/instances?SOPInstanceUID=1.2.3",
+        "/dicom-web/instances?SOPInstanceUID=1.2.3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "permanent", "words"),
+    [
+        (400, b"", True, "QIDO-RS was answered 400; allow it there"),
+        (404, b"", True, "QIDO-RS was answered 404; allow it there"),
+        (501, b"", True, "QIDO-RS was answered 501; allow it there"),
+        (503, b"", False, "was answered 503"),
+        (401, b"", False, "check token_file"),
+        (200, b"{", False, "the answer to QIDO-RS cannot be read"),
+        (200, b'[{"00080018": 1}]', False, "the answer to QIDO-RS cannot be read"),
+        (200, b"[" * 100_000, False, "the answer to QIDO-RS cannot be read"),
+    ],
+)
+def test_a_search_that_fails_says_nothing_about_the_instance(server, code, body, permanent, words):
+    server.code, server.body = code, body
+    with connect(server) as link, pytest.raises(DeliveryError, match=words) as error:
+        link.has_instance("1.1", "1.5", "1.2.3")
+    assert error.value.permanent == permanent

@@ -170,6 +170,8 @@ def test_commitment(web):
     assert answer.status == 200
     assert body["00081199"]["Value"][0]["00081155"]["Value"] == [parts.sop_instance_uid]
     assert reasons(body) == [0x0112]
+    asked = {"00081199": {"vr": "SQ", "Value": [{**item(parts.sop_instance_uid), "00081150": item("1.2")["00081155"]}]}}
+    assert reasons(json.loads(one.ask("POST", "/commitment-requests/2.25.6", json.dumps(asked))[1])) == [0x0119]
     assert one.ask("POST", "/commitment-requests/2.25.5", b"[" * 100_000)[0].status == 400
 
 
