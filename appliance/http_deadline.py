@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_S = 10.0  # a request, or a new connection's first one, must be here within this
-UPLOAD_S = 30.0  # the next bytes of a body must be here within this
+UPLOAD_S = 30.0  # so many more bytes of a body must be here within this
+UPLOAD_BYTES = 1 << 16
+MOST_WAITING = 256  # connections on which no request is; the oldest gives way
+UNREAD_MS = 60_000  # a peer that takes nothing of an answer for so long is hung up on
 
 
 class ImpatientProtocol(H11Protocol):
@@ -37,7 +42,10 @@ class ImpatientProtocol(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def _expect(self, seconds: float) -> None:
-        self._deadline = self.loop.call_later(seconds, self.transport.close)
+        self._deadline = self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self.transport.close()
 
     def _done(self) -> None:
         if self._deadline is not None:
@@ -46,10 +54,39 @@ class ImpatientProtocol(H11Protocol):
 
 
 class UploadProtocol(ImpatientProtocol):
-    """The head of a request is here within `REQUEST_S`; a body may go on as long as it goes on."""
+    """The head of a request is here within `REQUEST_S`; a body may go on as long as it goes on, and not by trickling.
+    Connections that ask for nothing keep nobody out."""
+
+    _body_of: Any = None  # the request whose body is on its way
+    _n_bytes = 0  # of it, since the deadline was set
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = time.monotonic()
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+        waiting = [one for one in self.connections if isinstance(one, UploadProtocol) and one.is_waiting]
+        if len(waiting) > MOST_WAITING:
+            min(waiting, key=lambda one: one.since).transport.close()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is no request on this connection."""
+        return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._deadline is not None and self.cycle is not None and self.cycle.more_body:
+        self.since = time.monotonic()
+        if self._deadline is None or self.cycle is None or not self.cycle.more_body:
+            return
+        self._n_bytes += len(data)
+        if self.cycle is not self._body_of or self._n_bytes >= UPLOAD_BYTES:
+            self._body_of, self._n_bytes = self.cycle, 0
             self._done()
             self._expect(UPLOAD_S)
+
+    def _late(self) -> None:
+        if self.flow.read_paused:  # it is our disk that is slow
+            self._expect(UPLOAD_S)
+        else:
+            self.transport.close()

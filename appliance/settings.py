@@ -64,6 +64,9 @@ class ListenDicomweb(Model):
         None, description="File with a bearer token that every request must bring. None: whoever reaches it may."
     )
     max_uploads: int = Field(8, ge=1, le=64, description="Uploads served at one time; more are told to come later.")
+    max_per_address: int = Field(
+        6, ge=1, le=64, description="Uploads of one address, so that no peer takes the slots of another."
+    )
 
 
 class Peer(Model):

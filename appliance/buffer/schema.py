@@ -145,6 +145,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("commitment_requests", ("transaction_uid", "calling_ae_title"), True),
     ("commitment_requests", ("done_s", "next_s"), False),
     ("descriptions", ("series_instance_uid",), False),
+    ("descriptions", ("study_instance_uid",), False),
     ("lineage", ("instance_id",), True),
 )
 

@@ -13,6 +13,12 @@ from appliance.buffer.segments import Place
 
 Level = Literal["studies", "series", "instances"]
 MOST = 1000
+_COLUMNS = {
+    "SOPClassUID": "i.sop_class_uid",
+    "SOPInstanceUID": "i.sop_instance_uid",
+    "StudyInstanceUID": "d.study_instance_uid",
+    "SeriesInstanceUID": "d.series_instance_uid",
+}
 _GROUP = {"studies": "d.study_instance_uid", "series": "d.series_instance_uid", "instances": "i.id"}
 
 
@@ -25,6 +31,7 @@ class Found:
     sop_instance_uid: str
     n_series: int
     n_instances: int
+    modalities: str  # of a study, a backslash between
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,32 @@ def _where(uids: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def _conditions(wanted: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Give matching as SQL (PS3.4 C.2.2.2): a list of UIDs, a range, a pattern, or a value."""
-    sql, values = "", []
+    """Give matching as SQL (PS3.4 C.2.2.2): anything, a list of UIDs, a range, a pattern, or a value."""
+    sql, values = "", list[str]()
     for keyword, value in wanted.items():
-        expression = "coalesce(json_extract(d.attributes, ?), '')"
-        path = f"$.{keyword}"
-        if keyword.endswith("UID") and ("," in value or "\\" in value):
-            uids = value.replace("\\", ",").split(",")
-            sql += f" AND {expression} IN ({', '.join('?' * len(uids))})"
-            values += [path, *uids]
-        elif keyword.endswith(("Date", "Time")) and "-" in value:
-            low, _, high = value.partition("-")
-            sql += f" AND {expression} >= ? AND {expression} <= ?"
-            values += [path, low, path, (high or "9") + "~"]
-        elif "*" in value or "?" in value:
-            sql += f" AND {expression} GLOB ?"
-            values += [path, value.replace("[", "[[]")]
-        else:
-            sql += f" AND {expression} = ?"
-            values += [path, value]
+        if not value:
+            continue  # universal matching, C.2.2.2.3
+        condition, more = _condition(keyword, value)
+        sql += f" AND {condition}"
+        values += more
     return sql, values
+
+
+def _condition(keyword: str, value: str) -> tuple[str, list[str]]:
+    if keyword == "ModalitiesInStudy":
+        inner, more = _condition("Modality", value)
+        return f"d.study_instance_uid IN (SELECT d.study_instance_uid FROM descriptions d WHERE {inner})", more
+    column = _COLUMNS.get(keyword)
+    expression, path = (column, []) if column else ("coalesce(json_extract(d.attributes, ?), '')", [f"$.{keyword}"])
+    if keyword.endswith("UID") and ("," in value or "\\" in value):
+        uids = value.replace("\\", ",").split(",")
+        return f"{expression} IN ({', '.join('?' * len(uids))})", [*path, *uids]
+    if keyword.endswith(("Date", "Time")) and "-" in value:
+        low, _, high = value.partition("-")
+        return f"{expression} BETWEEN ? AND ?", [*path, low or "0", (high or "9") + "~"]
+    if "*" in value or "?" in value:
+        return f"{expression} GLOB ?", [*path, value.replace("[", "[[]")]
+    return f"{expression} = ?", [*path, value]
 
 
 def search(
@@ -74,13 +87,14 @@ def search(
     """Give what matches, oldest first. `uids` narrows by study and series, `wanted` by keyword."""
     where, values = _where(uids)
     conditions, more = _conditions(wanted)
+    kinds = "group_concat(DISTINCT json_extract(d.attributes, '$.Modality'))" if level == "studies" else "''"
     rows = database.query(
         "SELECT d.attributes, i.sop_class_uid, i.sop_instance_uid, count(DISTINCT d.series_instance_uid), count(*),"
-        f" min(i.id) FROM instances i JOIN descriptions d ON d.instance_id = i.id WHERE {where}{conditions}"
+        f" {kinds}, min(i.id) FROM instances i JOIN descriptions d ON d.instance_id = i.id WHERE {where}{conditions}"
         f" GROUP BY {_GROUP[level]} ORDER BY min(i.id) LIMIT ? OFFSET ?",
         [*values, *more, min(limit, MOST), offset],
     )
-    return [Found(json.loads(row[0]), *row[1:5]) for row in rows]
+    return [Found(json.loads(row[0]), *(*row[1:5], (row[5] or "").replace(",", "\\"))) for row in rows]
 
 
 def held(database: Database, uids: Mapping[str, str]) -> list[Held]:

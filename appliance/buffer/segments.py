@@ -280,20 +280,29 @@ class Segments:
 
     def read(self, place: Place, digest: str) -> bytearray:
         """Give a record's data back. Raises ObjectError when it is gone or altered."""
+        (data,) = self.pieces(place, digest, _LONGEST_DATA)
+        return data
+
+    def pieces(self, place: Place, digest: str, at_once: int = _AT_ONCE) -> Iterator[bytearray]:
+        """Give a record's data piece by piece, so that no more than one is in memory. Raises ObjectError: before the
+        first when it is gone or altered, before the last when that happens meanwhile."""
         where = f"buffer: object {digest[:16]}"
         try:
             with (self._folder / place.segment).open("rb", buffering=0) as file:
                 record = _record(file.fileno(), place)
-                data = (
-                    bytearray()
-                    if record is None
-                    else _read(file.fileno(), record.n_bytes, place.position + _HEADER.size)
-                )
+                n_bytes = record.n_bytes if record else 0
+                for sending in (True,) if n_bytes <= at_once else (False, True):
+                    sha256 = hashlib.sha256()
+                    for at in range(0, max(n_bytes, 1), at_once):
+                        size = min(at_once, n_bytes - at)
+                        piece = _read(file.fileno(), size, place.position + _HEADER.size + at)
+                        sha256.update(piece)
+                        if record is None or (at + size == n_bytes and sha256.hexdigest() != digest):
+                            raise ObjectError(f"{where} was altered on the disk; check the disk")
+                        if sending:
+                            yield piece
         except OSError as error:
             raise ObjectError(f"{where} cannot be read ({error.strerror}); check the disk") from error
-        if record is None or digest_of(data) != digest:
-            raise ObjectError(f"{where} was altered on the disk; check the disk")
-        return data
 
     def peek(self, place: Place, n_bytes: int) -> bytearray:
         """Give the first `n_bytes` of a record's data, not verified. Raises ObjectError."""

@@ -94,7 +94,7 @@ class Receiver:
 
     def _serve_web(self, settings: ListenDicomweb) -> WebServer:
         try:
-            return WebServer(settings, self._buffer, self._told)
+            return WebServer(settings, self._buffer, self._told, lambda: self._index(self._buffer.index))
         except OSError as error:
             text = f"receive: cannot listen on {settings.bind}:{settings.port}: {os.strerror(error.errno or 0)}"
             raise ConfigError(f"{text}; check listen.dicomweb") from error

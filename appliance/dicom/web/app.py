@@ -6,12 +6,13 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -19,28 +20,36 @@ from starlette.routing import Route
 
 from appliance.buffer import Buffer
 from appliance.buffer.commitment_requests import CommitmentRequests
-from appliance.buffer.search import Level, held, search
+from appliance.buffer.search import Held, Level, held, search
 from appliance.dicom import commitment
 from appliance.dicom.answer_commitment import why_not
 from appliance.dicom.web.json_model import instance_json, wanted_keywords
 from appliance.dicom.web.multipart import boundary_of
 from appliance.dicom.web.stow import StowRequest, reference
-from appliance.errors import PeerError, StorageError
+from appliance.errors import ConfigError, PeerError, StorageError
+from appliance.settings import ListenDicomweb
 
 _JSON = "application/dicom+json"
-_AT_ONCE = 1 << 18
 _LONGEST_JSON = 4 << 20
 
 log = logging.getLogger(__name__)
 
 
 class DicomWeb:
-    """What the service does, on one buffer."""
+    """What the service does, on one buffer. `told` hears what became of each instance, `index` has them indexed."""
 
-    def __init__(self, buffer: Buffer, token_file: Path | None, max_uploads: int, told: Callable[[str], None]) -> None:
-        self._buffer, self._token_file, self._max_uploads, self._told = buffer, token_file, max_uploads, told
+    def __init__(
+        self, settings: ListenDicomweb, buffer: Buffer, told: Callable[[str], None], index: Callable[[], object]
+    ) -> None:
+        self._settings, self._buffer, self._told, self._index = settings, buffer, told, index
         self._requests = CommitmentRequests(buffer.database)
-        self.uploads = self.n_requests = 0
+        self._uploads: Counter[str] = Counter()  # that are running, by address
+        self.n_requests = 0
+
+    @property
+    def n_uploads(self) -> int:
+        """How many are running."""
+        return self._uploads.total()
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -65,13 +74,16 @@ class DicomWeb:
 
     async def _guard(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         self.n_requests += 1
-        if self._token_file is not None:
-            token = await run_in_threadpool(self._token_file.read_text)
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.strip().encode()):
-                return _refused(401, "a bearer token is needed that is ours")
         try:
+            if self._settings.token_file is not None:
+                token = await run_in_threadpool(read_token, self._settings.token_file)
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+                    return _refused(401, "a bearer token is needed that is ours", {"WWW-Authenticate": "Bearer"})
             return await go_on(request)
+        except ConfigError as error:
+            log.error("request refused: %s", error)
+            return _refused(503, "the service cannot check tokens now")
         except PeerError as error:
             return _refused(400, str(error))
         except StorageError as error:
@@ -86,21 +98,22 @@ class DicomWeb:
             return _refused(415, str(error))
         if inner not in ("application/dicom", ""):
             return _refused(415, f"parts of type application/dicom are taken, got {inner!r}")
-        if self.uploads >= self._max_uploads:
-            return _refused(503, f"{self._max_uploads} uploads are running; try again later", {"Retry-After": "5"})
-        self.uploads += 1
-        address = request.client.host if request.client else ""
+        address, limits = request.client.host if request.client else "", self._settings
+        if self.n_uploads >= limits.max_uploads or self._uploads[address] >= limits.max_per_address:
+            return _refused(503, f"{self.n_uploads} uploads are running; try again later", {"Retry-After": "5"})
+        self._uploads[address] += 1
         stow = StowRequest(self._buffer, boundary, request.path_params.get("study", ""), address, self._told)
         try:
             async for chunk in request.stream():
                 await run_in_threadpool(stow.feed, chunk)
-            await run_in_threadpool(stow.finish)
+            stow.finish()
+            await run_in_threadpool(self._index)
         except (PeerError, ClientDisconnect) as error:
             log.warning("STOW-RS from %s: %s", address, str(error) or "the connection was lost")
             _, body = stow.answer()
             return JSONResponse(body, 400, media_type=_JSON)
         finally:
-            self.uploads -= 1
+            self._uploads -= Counter([address])
             await run_in_threadpool(stow.abandon)
         code, body = stow.answer()
         return JSONResponse(body, code, media_type=_JSON)
@@ -118,29 +131,33 @@ class DicomWeb:
         found = await run_in_threadpool(search, self._buffer.database, level, uids, wanted, offset, limit)
         if not found:
             return Response(status_code=204)
-        return JSONResponse([instance_json(one, level) for one in found], media_type=_JSON)
+        return JSONResponse([instance_json(one, level, str(request.base_url)) for one in found], media_type=_JSON)
 
     async def retrieve(self, request: Request) -> Response:
-        """WADO-RS of whole instances (10.4), verified before they leave."""
+        """WADO-RS of whole instances (10.4), each verified before it leaves."""
         uids = {name: str(value) for name, value in request.path_params.items()}
         found = await run_in_threadpool(held, self._buffer.database, uids)
         if not found:
             return _refused(404, "no such instance is here")
         boundary = secrets.token_hex(16)
+        pieces = self._pieces(found, boundary)
+        first = await run_in_threadpool(next, pieces)  # one that is altered is told by the status, if it is the first
 
         async def body() -> AsyncIterator[bytes]:
-            for one in found:
-                data = await run_in_threadpool(self._buffer.segments.read, one.place, one.digest)
-                yield (
-                    f"\r\n--{boundary}\r\nContent-Type: application/dicom;"
-                    f" transfer-syntax={one.transfer_syntax_uid}\r\n\r\n"
-                ).encode()
-                for at in range(0, len(data), _AT_ONCE):
-                    yield bytes(data[at : at + _AT_ONCE])
-            yield f"\r\n--{boundary}--\r\n".encode()
+            yield bytes(first)
+            async for piece in iterate_in_threadpool(pieces):
+                yield bytes(piece)
 
         media = f'multipart/related; type="application/dicom"; boundary={boundary}'
         return StreamingResponse(body(), headers={"Content-Type": media})
+
+    def _pieces(self, found: Sequence[Held], boundary: str) -> Iterator[bytes | bytearray]:
+        for one in found:
+            data = self._buffer.segments.pieces(one.place, one.digest)
+            head = f"\r\n--{boundary}\r\nContent-Type: application/dicom; transfer-syntax={one.transfer_syntax_uid}"
+            yield f"{head}\r\n\r\n".encode() + next(data)
+            yield from data
+        yield f"\r\n--{boundary}--\r\n".encode()
 
     async def commit(self, request: Request) -> Response:
         """Storage commitment (10.14): answered at once, from what is on disk."""
@@ -155,7 +172,7 @@ class DicomWeb:
         return JSONResponse(await run_in_threadpool(self._committed, transaction, text), media_type=_JSON)
 
     def _committed(self, transaction: str, text: bytes) -> dict[str, Any]:
-        self._buffer.index()
+        self._index()
         asked = commitment.read_json(text)
         here = self._requests.held([uid for _, uid in asked])
         reasons = {one: why_not(self._buffer, one[0], here.get(one[1], ())) for one in dict.fromkeys(asked)}
@@ -171,6 +188,18 @@ class DicomWeb:
         if failed:
             body["00081198"] = {"vr": "SQ", "Value": failed}
         return body
+
+
+def read_token(path: Path) -> str:
+    """Give the bearer token of a file. Raises ConfigError; an empty one would let everybody in."""
+    try:
+        token = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        told = getattr(error, "strerror", None) or "not ASCII"
+        raise ConfigError(f"listen.dicomweb.token_file: {path} cannot be read ({told}); check it") from error
+    if not token:
+        raise ConfigError(f"listen.dicomweb.token_file: {path} is empty; write a token into it, or leave the key out")
+    return token
 
 
 def _refused(code: int, text: str, headers: dict[str, str] | None = None) -> Response:

@@ -46,11 +46,13 @@ def boundary_of(content_type: str) -> tuple[str, bytes]:
     message["Content-Type"] = content_type
     if message.get_content_type() != "multipart/related":
         raise PeerError(f"the content type must be multipart/related, got {message.get_content_type()!r}")
-    boundary = message.get_boundary()
+    try:
+        boundary, inner = message.get_boundary(), str(message.get_param("type", ""))
+    except (TypeError, ValueError, LookupError) as error:  # continued and encoded parameters (RFC 2231) that are none
+        raise PeerError("the parameters of the content type cannot be read") from error
     if not boundary or len(boundary) > _LONGEST_BOUNDARY or not boundary.isascii():
         raise PeerError("the content type lacks a boundary, or it is too long")
-    inner = message.get_param("type", "")
-    return str(inner).lower(), boundary.encode("ascii")
+    return inner.lower(), boundary.encode("ascii")
 
 
 class MultipartParser:

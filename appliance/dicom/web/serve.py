@@ -14,13 +14,14 @@ from typing import Any
 import uvicorn
 
 from appliance.buffer import Buffer
-from appliance.dicom.web.app import DicomWeb
+from appliance.dicom.web.app import DicomWeb, read_token
 from appliance.errors import ConfigError
-from appliance.http_deadline import UploadProtocol
+from appliance.http_deadline import MOST_WAITING, UploadProtocol
 from appliance.settings import ListenDicomweb
 
 _STOP_S = 5.0
 _HEAD_BYTES = 16_384
+_MOST_CONNECTIONS = 4 * MOST_WAITING
 
 
 class _Server(uvicorn.Server):
@@ -32,15 +33,19 @@ class _Server(uvicorn.Server):
 class WebServer:
     """Listens from the constructor on. Raises OSError, ConfigError."""
 
-    def __init__(self, settings: ListenDicomweb, buffer: Buffer, told: Callable[[str], None]) -> None:
-        self._web = DicomWeb(buffer, settings.token_file, settings.max_uploads, told)
+    def __init__(
+        self, settings: ListenDicomweb, buffer: Buffer, told: Callable[[str], None], index: Callable[[], object]
+    ) -> None:
+        if settings.token_file is not None:
+            read_token(settings.token_file)
+        self._web = DicomWeb(settings, buffer, told, index)
         tls = settings.tls
         config = uvicorn.Config(
             self._web.app(),
             http=UploadProtocol,
             ws="none",
             h11_max_incomplete_event_size=_HEAD_BYTES,
-            limit_concurrency=settings.max_uploads + 64,
+            limit_concurrency=_MOST_CONNECTIONS,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=2,
             ssl_certfile=tls.certificate if tls else None,
@@ -72,7 +77,13 @@ class WebServer:
 
     def status(self) -> dict[str, Any]:
         """Plain values."""
-        return {"port": self.port, "requests": self._web.n_requests, "uploads": self._web.uploads}
+        n_connections = len(self._server.server_state.connections)
+        return {
+            "port": self.port,
+            "connections": n_connections,
+            "requests": self._web.n_requests,
+            "uploads": self._web.n_uploads,
+        }
 
     def close(self) -> None:
         """Stop; uploads that run are cut, and nothing is kept of the part that was on its way."""

@@ -21,7 +21,7 @@ from appliance.errors import PeerError, StorageError
 
 _PREFIX = 1 << 18  # what a part must have said within, if it is longer
 _MOST_REPORTED = 10_000
-NOT_DICOM, OTHER_STUDY, SYNTAX_NOT_TAKEN = 0xC000, 0xA900, 0x0124
+NOT_DICOM, OTHER_STUDY, SYNTAX_NOT_TAKEN = 0xC000, 0xA900, 0xC122  # PS3.18 table I.2-2
 
 _CLASS, _UID, _REASON, _URL = "00081150", "00081155", "00081197", "00081190"
 _STORED, _FAILED = "00081199", "00081198"
@@ -57,7 +57,6 @@ class StowRequest:
     def finish(self) -> None:
         """The body is here. Raises PeerError when it was cut off."""
         self._parser.close()
-        self._buffer.index()
 
     def abandon(self) -> None:
         """Keep nothing of the part that was on its way."""

@@ -42,6 +42,48 @@ def test_a_record_gives_back_its_data_and_what_it_says(folder):
     assert len(folder.names()) == 1
 
 
+@pytest.mark.parametrize("n_bytes", [0, 1, 4095, 4096, 4097, 3 * 4096, 50_000])
+def test_pieces_are_the_data_and_never_many_at_once(folder, n_bytes):
+    data = os.urandom(n_bytes)
+    record = put(folder, data)
+    pieces = list(folder.pieces(record.place, record.digest, 4096))
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) <= 4096
+
+
+@pytest.mark.parametrize("at", [4096, 9_000, 19_999])
+def test_altered_data_give_no_piece_and_those_altered_meanwhile_not_all(folder, tmp_path, at):
+    data = os.urandom(20_000)
+    record = put(folder, data)
+    (path,) = (tmp_path / "segments").iterdir()
+
+    def alter():
+        with path.open("r+b") as file:
+            file.seek(record.place.position + 64 + at)
+            file.write(bytes([data[at] ^ 1]))
+
+    under_way = folder.pieces(record.place, record.digest, 4096)
+    got = [bytes(next(under_way))]
+    alter()
+    with pytest.raises(ObjectError, match="was altered on the disk"):
+        got += (bytes(piece) for piece in under_way)
+    assert sum(map(len, got)) < len(data)
+    with pytest.raises(ObjectError, match="was altered on the disk"):
+        next(folder.pieces(record.place, record.digest, 4096))
+
+
+def test_pieces_of_what_is_purged_under_way_or_never_was_are_refused(folder):
+    record = put(folder, b"x" * 50_000)
+    under_way = folder.pieces(record.place, record.digest, 4096)
+    next(under_way)
+    folder.purge(record.place)
+    for pieces in (under_way, folder.pieces(Place(record.place.segment, 8), record.digest)):
+        with pytest.raises(ObjectError, match="was altered on the disk"):
+            list(pieces)
+    with pytest.raises(ObjectError, match="cannot be read"):
+        list(folder.pieces(Place("none.segment", 0), record.digest))
+
+
 def test_one_fdatasync_makes_a_record_durable(folder, monkeypatch):
     put(folder, b"the segment is there")
     calls = []

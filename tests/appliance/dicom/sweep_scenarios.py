@@ -149,6 +149,7 @@ def stow(folder, tell, _):
             for at in range(0, len(body), 5000):
                 request.feed(body[at : at + 5000])
             request.finish()
+            buffer.index()
         except StorageError:
             tell("failed")
         code, said = request.answer()

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import subprocess
+import tarfile
 import time
 from email import message_from_bytes
 from pathlib import Path
@@ -13,59 +14,15 @@ from pathlib import Path
 import pytest
 from pydicom.data import get_testdata_file
 
-from appliance.buffer import Buffer
 from appliance.dicom.admit import admit_next
+from appliance.dicom.describe import describe
 from appliance.dicom.identity import uids_of
+from appliance.dicom.negotiation import DEFLATED
 from appliance.dicom.part10 import split
-from appliance.dicom.web.serve import WebServer
 from appliance.errors import ConfigError
-from appliance.settings import ListenDicomweb
 
 DATA = Path(__file__).parents[5] / "shared" / "data"
 FILES = ("CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "rtplan.dcm")
-
-
-class Web:
-    def __init__(self, tmp_path, free_port, reserve_bytes=0, **settings):
-        self.told = []
-        self.buffer = Buffer(tmp_path / "data", reserve_bytes)
-        listen = ListenDicomweb.model_validate({"port": free_port, "bind": "127.0.0.1", **settings})
-        self.server = WebServer(listen, self.buffer, self.told.append)
-
-    def ask(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        return answer, data
-
-    def stow(self, *files, path="/studies", content_type="application/dicom"):
-        body = b"".join(
-            b"--BOUND\r\nContent-Type: " + content_type.encode() + b"\r\n\r\n" + file + b"\r\n" for file in files
-        )
-        kind = 'multipart/related; type="application/dicom"; boundary=BOUND'
-        answer, data = self.ask("POST", path, body + b"--BOUND--\r\n", Content_Type=kind)
-        return answer.status, json.loads(data) if data[:1] == b"{" else data
-
-    def find(self, path):
-        admit_next(self.buffer, {}, lambda key, text: None, 1)
-        answer, data = self.ask("GET", path)
-        return json.loads(data) if answer.status == 200 else answer.status
-
-
-@pytest.fixture
-def web(tmp_path, free_port):
-    made = []
-
-    def make(**settings):
-        made.append(Web(tmp_path, free_port, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.server.close()
-        one.buffer.close()
 
 
 def bundled(name):
@@ -100,12 +57,46 @@ def test_what_goes_in_comes_out_with_its_data_set_byte_identical(web):
     assert one.ask("GET", "/studies/1.2.3")[0].status == 404
 
 
+def real_files():
+    """Every Part 10 file of the scanner data, by name; of each series the first twelve."""
+    paths = [path for part in ("pydicom_data", "vendors") for path in (DATA / part).rglob("*") if path.is_file()]
+    files = {path.name: path.read_bytes() for path in sorted(paths)}
+    for path in sorted((DATA / "series").glob("*.tar.xz")):
+        with tarfile.open(path) as archive:
+            members = [member for member in archive.getmembers() if member.isfile()][:12]
+            files |= {f"{path.name}/{one.name}": archive.extractfile(one).read() for one in members}
+    return {name: file for name, file in files.items() if file[128:132] == b"DICM"}
+
+
 @pytest.mark.skipif(not DATA.exists(), reason=f"needs the scanner data in {DATA}")
-def test_real_files_and_hostile_ones(web):
+def test_every_real_file_goes_in_and_comes_out_with_its_data_set_byte_identical(web):
     one = web()
-    for path in sorted((DATA / "vendors").rglob("*.dcm")):
-        status, body = one.stow(path.read_bytes())
-        assert status == 200, (path.name, body)
+    files = {name: split(file) for name, file in real_files().items()}
+    refused = {}
+    for name, file in real_files().items():
+        status, body = one.stow(file)
+        if status != 200:
+            refused[name] = status, reasons(body)
+    deflated = [name for name, parts in files.items() if parts.transfer_syntax_uid in DEFLATED]
+    assert refused == dict.fromkeys(deflated, (409, [0xC122]))
+    while admit_next(one.buffer, {}, lambda key, text: None, 1):
+        pass
+    sent = {bytes(parts.dataset): study_of(parts) for name, parts in files.items() if name not in deflated}
+    got = set()
+    for study in set(sent.values()) - {""}:
+        got |= {bytes(split(data).dataset) for data in parts_of(*one.ask("GET", f"/studies/{study}"))}
+    assert got == {dataset for dataset, study in sent.items() if study}, "four say no study: no address leads to them"
+    assert (len(files) > 100, len(sent) - len(got)) == (True, 4)
+    print(f"{len(files)} files, {len(deflated)} deflated refused, {len(sent)} different, {len(got)} came back")
+
+
+def study_of(parts):
+    return describe(parts.dataset, parts.transfer_syntax_uid)[0].get("StudyInstanceUID", "")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"needs the scanner data in {DATA}")
+def test_hostile_files_take_nothing_down(web):
+    one = web()
     codes = {}
     for path in sorted((DATA / "malformed_generated").glob("*.dcm")):
         codes[path.name], body = one.stow(path.read_bytes())
@@ -151,6 +142,28 @@ def test_search(web):
     assert one.find("/instances?limit=x") == 400
     assert one.find("/instances?Nonsense=1") == 400
     assert one.find("/instances?PatientID=%27%20OR%201=1") == 204
+
+
+def test_search_by_every_key_that_the_standard_asks_for(web):
+    """PS3.18 table 10.6.1-5; an empty value matches everything (PS3.4 C.2.2.2.3)."""
+    one = web()
+    one.stow(*(bundled(name) for name in ("CT_small.dcm", "MR_small.dcm")))
+    (study,) = one.find("/studies?ModalitiesInStudy=CT")
+    assert study["00080061"]["Value"] == ["CT"]
+    assert one.find("/studies?00080061=M?")[0]["00080061"]["Value"] == ["MR"]
+    assert one.find("/studies?ModalitiesInStudy=US") == 204
+    parts = split(bundled("CT_small.dcm"))
+    (instance,) = one.find(f"/instances?SOPInstanceUID={parts.sop_instance_uid},1.2.3")
+    assert one.find(f"/instances?00080016={parts.sop_class_uid}") == [instance]
+    assert len(one.find(f"/series?StudyInstanceUID={study['0020000D']['Value'][0]}&SeriesInstanceUID=")) == 1
+    assert len(one.find("/studies?PatientID=&AccessionNumber=&StudyTime=&StudyID=&ReferringPhysicianName=*")) == 2
+    assert one.find("/series?PatientBirthDate=-20990101") == 204, "what is not there is in no range"
+    for found in (study, instance):
+        (url,) = found["00081190"]["Value"]
+        base = f"http://127.0.0.1:{one.server.port}"
+        assert url.startswith(f"{base}/studies/")
+        got = parts_of(*one.ask("GET", url.removeprefix(base)))
+        assert [bytes(split(data).dataset) for data in got] == [bytes(parts.dataset)]
 
 
 def test_commitment(web):
@@ -281,9 +294,17 @@ def test_orthanc_stows_to_us(web, orthanc):
         urllib.request.urlopen(request, timeout=10).read()
     orthanc.ask("POST", "/dicom-web/servers/nearscan/stow", {"Resources": orthanc.get("/instances")})
     assert one.buffer.counts()["received"] == 2
-    found = (
-        json.loads(orthanc.ask("POST", "/dicom-web/servers/nearscan/qido", {"Uri": "/studies"}))
-        if one.find("/studies")
-        else []
-    )
-    assert len(found) == 2
+    assert len(one.find("/studies")) == 2
+    assert len(json.loads(orthanc.ask("POST", "/dicom-web/servers/nearscan/qido", {"Uri": "/studies"}))) == 2
+
+
+@pytest.mark.peer
+def test_orthanc_finds_and_retrieves_what_we_hold(web, orthanc):
+    one = web()
+    files = [bundled(name) for name in ("CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm")]
+    assert one.stow(*files)[0] == 200
+    studies = [{"Study": row["0020000D"]["Value"][0]} for row in one.find("/studies")]
+    orthanc.ask("PUT", "/dicom-web/servers/nearscan", {"Url": f"http://127.0.0.1:{one.server.port}/"})
+    orthanc.ask("POST", "/dicom-web/servers/nearscan/retrieve", {"Resources": studies})
+    got = {bytes(split(file).dataset) for file in orthanc.files()}
+    assert got == {bytes(split(file).dataset) for file in files}

@@ -4,6 +4,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.dicom.web.multipart import Data, MultipartParser, Part, PartEnd, boundary_of
 from appliance.errors import PeerError
@@ -11,6 +13,10 @@ from appliance.errors import PeerError
 BODY = (
     b"preamble\r\n--B\r\nContent-Type: application/dicom\r\nX: y\r\n\r\nhello\r\n--X\r\n--B\r\n\r\n\r\n"
     b"--B \r\nContent-Type: Image/PNG; q=1\r\n\r\n\r\n\r\n--B--\r\nepilogue"
+)
+CONTENT_TYPES = (
+    'multipart/related; type="application/dicom"; boundary=abc',
+    "multipart/related; type*=x'y'z; boundary*0=\"a b\"; boundary*1*=utf-8'en'%ff; boundary=x",
 )
 PARTS = [["application/dicom", b"hello\r\n--X"], ["", b""], ["image/png", b"\r\n"]]
 
@@ -37,6 +43,22 @@ def test_whole_at_every_cut_and_byte_by_byte():
     for cut in range(len(BODY)):
         assert parse(BODY, [cut]) == PARTS
     assert parse(BODY, range(len(BODY))) == PARTS
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(("", "application/dicom", "image/png")), st.binary(max_size=60)), max_size=5),
+    st.lists(st.integers(0, 600), max_size=12),
+    st.sampled_from((b"B", b"-", b"0123 4567", b"--B--")),
+)
+def test_any_parts_at_any_cuts_are_the_same_parts(parts, cuts, boundary):
+    delimiter = b"--" + boundary
+    parts = [[kind, data] for kind, data in parts if b"\r\n" + delimiter not in b"\r\n" + data + b"\r\n"]
+    heads = [f"Content-Type: {kind}\r\n\r\n".encode() if kind else b"\r\n" for kind, _ in parts]
+    body = b"".join(delimiter + b"\r\n" + head + data + b"\r\n" for head, (_, data) in zip(heads, parts, strict=True))
+    body += delimiter + b"--"
+    cuts = sorted(min(cut, len(body)) for cut in cuts)
+    assert parse(body, cuts, boundary) == parts
 
 
 def test_truncated_at_every_byte_is_told():
@@ -78,11 +100,27 @@ def test_content_types(header, expected):
     [
         *("", "text/html", "multipart/related", "multipart/related; boundary="),
         f"multipart/related; boundary={'x' * 201}",
+        *("multipart/related; boundary*=x; boundary*0=y", "multipart/related; boundary*=utf-8\0'b'%ff"),
     ],
 )
 def test_content_types_that_are_not_taken(header):
     with pytest.raises(PeerError):
         boundary_of(header)
+
+
+def test_noise_in_the_content_type():
+    random.seed(5)
+    characters = [*map(chr, range(256)), *(";=\"*'%\\() " * 20)]
+    n_refused = 0
+    for n in range(20_000):
+        text = list(CONTENT_TYPES[n % len(CONTENT_TYPES)])
+        for _ in range(random.randint(1, 5)):
+            text[random.randrange(len(text))] = random.choice(characters)
+        try:
+            boundary_of("".join(text))
+        except PeerError:
+            n_refused += 1
+    assert 0 < n_refused < 20_000
 
 
 def test_noise():
