@@ -80,7 +80,7 @@ class Buffer:
         self.database = Database(data_dir / "nearscan.sqlite")
         self.outbox = Outbox(self.database)
         self._reserve_bytes = reserve_bytes
-        self._lock = threading.Lock()
+        self._lock, self._indexing = threading.Lock(), threading.Lock()
         self._unindexed: dict[str, int] = {}  # by segment of ours: where its newest durable record ends
 
     def close(self) -> None:
@@ -133,7 +133,12 @@ class Buffer:
             self._unindexed[record.place.segment] = record.end
 
     def index(self) -> list[Kept]:
-        """Bring the database up to date with what writers of this process kept. Raises StorageError; then again."""
+        """Bring the database up to date with what writers of this process kept, also where another thread is at it.
+        Raises StorageError; then again."""
+        with self._indexing:
+            return self._index()
+
+    def _index(self) -> list[Kept]:
         with self._lock:
             waiting, self._unindexed = self._unindexed, {}
         kept: list[Kept] = []

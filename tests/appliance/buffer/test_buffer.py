@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -468,3 +469,32 @@ def test_identity_in_a_job_is_in_no_repr(buffer):
     job = NewJob("build", {"patient_name": "Doe^Jane"}, b"raw")
     buffer.put_jobs([job], 1)
     assert "Doe" not in repr(job) + repr(buffer.next_job("build", 1)) + repr(buffer.counts())
+
+
+def test_index_returns_when_everything_is_indexed_also_by_another_thread(buffer, monkeypatch):
+    """Storage commitment asks right after it: it must not say "not here" of what another thread is indexing."""
+    with buffer.writer() as writer:
+        writer.write(b"bytes")
+        writer.commit(instance(data=b""), 10)
+    real, under_way, go_on, seen = buffer._index_segment, threading.Event(), threading.Event(), []
+
+    def slow(name, end):
+        under_way.set()
+        assert go_on.wait(20)
+        return real(name, end)
+
+    def ask():
+        buffer.index()
+        seen.append(buffer.counts()["produced"])
+        go_on.set()
+
+    monkeypatch.setattr(buffer, "_index_segment", slow)
+    threads = [threading.Thread(target=buffer.index), threading.Thread(target=ask)]
+    threads[0].start()
+    assert under_way.wait(20)
+    threads[1].start()
+    go_on.wait(0.2)  # only one that does not wait gets here in the time
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [1]
