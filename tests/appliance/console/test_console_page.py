@@ -113,7 +113,7 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
         "to openigtlink\t8.4\t10.2\t12.9\t15.4",
         "deliverer, pacs: pacs does not answer since 12 s; check its network",
         "5 produced",
-        "pacs\t1\t0\t3\t0\t0\t1",
+        "pacs\t1\t0\t3\t0\t0\t0\t1",
         "Research use only",
     ):
         assert said in text, text
