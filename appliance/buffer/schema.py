@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlite_utils
@@ -176,23 +179,39 @@ def _make_durable(conn: sqlite3.Connection) -> None:
         )
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time switch to WAL and make the tables: SQLite answers the others "locked" at once."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """Open (and create) the database at `path`, durable. Raises StorageError."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # SQLite gives -wal and -shm the same mode
         conn = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        _make_durable(conn)
-        version = conn.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise StorageError(f"buffer: {path} has version {version}, this program knows {VERSION}; update nearscan")
-        if 0 < version < VERSION:
-            raise StorageError(
-                f"buffer: {path} has version {version} of before the first release; deliver what it owes with the "
-                "version that made it, then move it away"
-            )
-        if version == 0:
-            _create(conn)
+        with _alone_in(path.parent):
+            _prepare(conn, path)
         fsync_folder(path.parent)  # SQLite ignores it when its own fsync of the folder fails
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"buffer: cannot open {path}: {error}; check site.data_dir and its disk") from error
     return conn
+
+
+def _prepare(conn: sqlite3.Connection, path: Path) -> None:
+    _make_durable(conn)
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise StorageError(f"buffer: {path} has version {version}, this program knows {VERSION}; update nearscan")
+    if 0 < version < VERSION:
+        raise StorageError(
+            f"buffer: {path} has version {version} of before the first release; deliver what it owes with the "
+            "version that made it, then move it away"
+        )
+    if version == 0:
+        _create(conn)
