@@ -240,3 +240,12 @@ def test_a_ladder_that_nobody_uses_ends_its_thread(model, backend):
     gc.collect()
     thread.join(WAIT_S)
     assert not thread.is_alive() and gone() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_the_background_leaves_images_passing_through_and_is_told(model, backend):
+    ladder = started(model, backend("first", load_fails=ZeroDivisionError("a defect")), backend("second"))
+    with pytest.raises(ModelError) as caught:
+        ladder.engine()
+    assert str(caught.value) == "mr-denoise: defect in its background thread; report the log"
+    assert ladder.status()["model_state"] == "pass-through"

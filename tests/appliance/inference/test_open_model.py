@@ -125,6 +125,18 @@ def test_while_an_engine_is_built_images_pass_through_and_say_so(context, backen
     until(lambda: alarms == {"model mr-denoise": ""})
 
 
+def test_an_engine_that_fails_when_it_is_warmed_up_costs_no_scan(context, backend, image, monkeypatch):
+    first, second = backend("first"), backend("second")
+    monkeypatch.setattr(opening, "candidates", lambda *_: [(first, "f32"), (second, "f32")])
+    live = open_model("mr-denoise", context)
+    with pytest.raises(ModelError, match="16 to 1024 pixels a side"):
+        live.warm_up(8, 8)
+    first.run_fails = RuntimeError("gone")
+    live.warm_up(64, 48)
+    until(lambda: live.status()["backend"] == "second")
+    assert live.run(image)[0].shape == (1, 1, 64, 48)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
