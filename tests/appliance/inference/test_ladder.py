@@ -2,6 +2,8 @@
 """One engine runs; whatever goes wrong with it costs single images their denoising, never the live path its time."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -249,3 +251,43 @@ def test_a_defect_in_the_background_leaves_images_passing_through_and_is_told(mo
         ladder.engine()
     assert str(caught.value) == "mr-denoise: defect in its background thread; report the log"
     assert ladder.status()["model_state"] == "pass-through"
+
+
+OUT_OF_MEMORY = """
+import resource
+import threading
+import numpy as np
+from appliance.errors import ModelError
+from appliance.inference.card import read_model, shipped_models
+from appliance.inference.ladder import Ladder, Rung
+from appliance.inference.onnxruntime import OnnxRuntime
+from appliance.inference.openvino import OpenVino
+
+model = read_model("mr-denoise", shipped_models())
+rungs = [Rung(model, backend, "f32") for backend in (OnnxRuntime(), OpenVino())]
+ladder = Ladder(rungs, lambda rung: True, clock=lambda: 0)
+ladder.start()
+ladder.settled.wait()
+large = np.ones((1, 2, 1024, 1024), np.float32)
+held = threading.Event()
+ladder._tasks.put(lambda _: held.wait())  # the next backend is not loaded while memory is short
+n_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (n_bytes + (8 << 20), resource.RLIM_INFINITY))
+try:
+    ladder.serve(ladder.engine(), (large,))
+except ModelError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+held.set()
+ladder.settled.wait()
+print(ladder.running, ladder.serve(ladder.engine(), (large,))[0].shape)
+"""
+
+
+def test_a_real_backend_that_runs_out_of_memory_in_the_middle_of_a_scan():
+    """ONNX Runtime in a process that may not have more memory."""
+    child = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, timeout=120)
+    told, then = child.stdout.splitlines()
+    assert told.startswith("mr-denoise: onnxruntime f32 failed: onnxruntime: run failed for shape (1, 2, 1024, 1024): ")
+    assert "Failed to allocate memory" in told
+    assert then == "openvino f32 (1, 1, 1024, 1024)"
