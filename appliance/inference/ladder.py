@@ -85,6 +85,7 @@ class Ladder:
     ) -> None:
         self.model = rungs[0].model
         self.settled = threading.Event()  # an engine runs, or none is left
+        self.distrusted: dict[str, str] = {}  # rungs that computed wrongly while they ran, and how
         self._rungs: Iterator[Rung] = iter(rungs)
         self._best, self._recheck_every, self._clock = best, recheck_every, clock
         self._alarm: Alarm | None = None
@@ -118,6 +119,11 @@ class Ladder:
         return self._engine
 
     @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to run on."""
+        return self.settled.is_set() and self._engine is None
+
+    @property
     def running(self) -> Rung | None:
         """What the model runs on now."""
         engine = self._engine
@@ -147,7 +153,7 @@ class Ladder:
         if not _finite(outputs):
             if not _finite(arrays):
                 raise ModelError(f"{self.model.card.name}: its input has values that are not finite; look at the scan")
-            self._step_down(engine, "gave values that are not finite")
+            self._distrust(engine, "gave values that are not finite")
             raise ModelError(f"{self.model.card.name}: {engine.rung} gave values that are not finite")
         self._count(engine, arrays, outputs)
         return outputs
@@ -170,6 +176,10 @@ class Ladder:
             "recheck_max_error": self._recheck_error,
             "degraded": "; ".join(self.degraded),
         }
+
+    def _distrust(self, engine: Engine, reason: str) -> None:
+        self.distrusted[str(engine.rung)] = reason
+        self._step_down(engine, reason)
 
     def _step_down(self, engine: Engine, reason: str) -> None:
         """Take `engine` out, unless somebody has done so already, and have the next one prepared."""
@@ -253,7 +263,7 @@ class Ladder:
         self._n_rechecks += 1
         self._recheck_error = float(np.maximum(self._recheck_error, error))
         if not error <= tolerance:
-            self._step_down(engine, f"a frame missed the reference by {error:.3g}, tolerance {tolerance:.3g}")
+            self._distrust(engine, f"a frame missed the reference by {error:.3g}, tolerance {tolerance:.3g}")
 
     def _reference_for(self, model: Model) -> Session:
         if self._reference is None or self._reference[0] is not model:

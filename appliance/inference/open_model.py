@@ -26,6 +26,7 @@ from appliance.inference.tensorrt import TensorRT
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 20.0  # for the engine, once for each model, before the graph runs; building one may take longer
+RETRY_S = 60.0  # a model without a backend left is tried again: memory may be free again, the machine less busy
 WATCH_S = 1.0  # how soon a changed, activated or rolled back model is noticed
 
 PrecisionSetting = Literal["auto", "f32", "bf16"]
@@ -131,9 +132,9 @@ class _Opened:
         self._candidates = candidates(context.device, precision, threads, context.data_dir / "engines")
         self._ladder: Ladder | None = None
         self._refusal = ""
-        self._stamp = self._place.stamp(name)
+        self._stamp, self._retry_s = self._place.stamp(name), 0.0
         try:
-            self._take(self._make_ladder()[0])
+            self._take(self._make_ladder({})[0])
         except ModelError as e:
             self._refuse(str(e))
 
@@ -151,26 +152,36 @@ class _Opened:
             self._ladder.settled.wait(seconds)
 
     def renew(self) -> None:
-        """Take changed files up for the scans to come, if they are good. Slow: for the watching thread only."""
-        stamp = self._place.stamp(self._name)
-        if stamp == self._stamp:
+        """Take changed files up for the scans to come, if they are good, and try again what ran out of backends.
+
+        Slow: for the watching thread only.
+        """
+        stamp, now_s = self._place.stamp(self._name), time.monotonic()
+        changed = stamp != self._stamp
+        ladder = self._ladder
+        if not changed and not (ladder and ladder.exhausted and now_s >= self._retry_s):
             return
-        self._stamp = stamp
+        self._stamp, self._retry_s = stamp, now_s + RETRY_S
         try:
-            ladder, refused = self._make_ladder()
+            self._take_if_good(*self._make_ladder({} if changed or ladder is None else ladder.distrusted))
         except ModelError as e:
             self._refuse(str(e))
-            return
+
+    def _take_if_good(self, ladder: Ladder, refused: list[str]) -> None:
         ladder.settled.wait()
-        as_wanted = not refused and ladder.running is not None and ladder.running.model is ladder.model
-        if as_wanted or self._ladder is None or self._ladder.running is None:
-            log.info("%s: version %s is taken up by the next scan", self._name, ladder.model.card.version)
+        running, kept = ladder.running, self._ladder
+        nothing_to_lose = kept is None or kept.running is None
+        if running and (nothing_to_lose or (running.model is ladder.model and not refused)):
+            log.info("%s: version %s is taken up by the next scan", self._name, running.model.card.version)
             self._take(ladder)
         else:
             self._refuse("; ".join(ladder.degraded))
 
-    def _make_ladder(self) -> tuple[Ladder, list[str]]:
-        """Start on the active version, then the one before it where it takes the same inputs; say what was refused."""
+    def _make_ladder(self, distrusted: dict[str, str]) -> tuple[Ladder, list[str]]:
+        """Start on the active version, then the one before it where it takes the same inputs; say what was refused.
+
+        `distrusted` rungs are left out. Raises ModelError.
+        """
         models: list[Model] = []
         refused: list[str] = []
         for folder in self._place.folders(self._name)[:2]:
@@ -181,10 +192,12 @@ class _Opened:
                 continue
             if not models or (model.onnx != models[0].onnx and model.card.signature == models[0].card.signature):
                 models.append(model)
-        if not models:
-            raise ModelError("; ".join(refused))
         rungs = [Rung(model, *candidate) for model in models for candidate in self._candidates]
-        ladder = Ladder(rungs, self._is_best, self._context.recheck_every, refused)
+        trusted = [rung for rung in rungs if str(rung) not in distrusted]
+        refused += [f"{rung}: {reason}" for rung, reason in distrusted.items()]
+        if not trusted:
+            raise ModelError("; ".join(refused))
+        ladder = Ladder(trusted, self._is_best, self._context.recheck_every, refused)
         ladder.start()
         return ladder, refused
 
@@ -199,7 +212,8 @@ class _Opened:
 
     def _refuse(self, reason: str) -> None:
         self._refusal = reason
-        left = "images pass through unprocessed" if self._ladder is None else "what was loaded before stays in use"
+        runs = self._ladder is not None and self._ladder.running is not None
+        left = "what was loaded before stays in use" if runs else "images pass through unprocessed"
         self._context.alarm(f"model {self._name}", f"{reason}; {left}")
 
 

@@ -281,6 +281,27 @@ def test_a_version_that_is_damaged_on_disk_is_stepped_over_at_the_start(context,
     assert alarms["model mr-denoise"].startswith("runs degraded on openvino f32: ")
 
 
+def test_a_model_without_a_backend_left_is_tried_again_for_the_next_scan(context, backend, image, alarms, monkeypatch):
+    """Not the backend that computed wrongly: that one stays out."""
+    wrong, broken = backend("wrong"), backend("broken")
+    monkeypatch.setattr(opening, "candidates", lambda *_: [(wrong, "f32"), (broken, "f32")])
+    monkeypatch.setattr(opening, "RETRY_S", 0.1)
+    live = open_model("mr-denoise", context)
+    wrong.error, broken.load_fails = np.nan, MemoryError("no memory")
+    with pytest.raises(ModelError, match="wrong f32 gave values that are not finite"):
+        live.run(image)
+    until(lambda: live.status()["model_state"] == "pass-through")
+    until(lambda: broken.n_loads > 3)
+    with pytest.raises(ModelError, match=r"no backend reproduces its golden output here .*no memory"):
+        open_model("mr-denoise", context)
+    wrong.error, broken.load_fails = 0.0, None
+    reason = "wrong f32: gave values that are not finite"
+    until(lambda: alarms["model mr-denoise"] == f"runs degraded on broken f32: {reason}")
+    assert open_model("mr-denoise", context).status()["backend"] == "broken" and wrong.n_loads == 1
+    with pytest.raises(ModelError, match="no backend"):  # the scan that ran stays with what it had
+        live.run(image)
+
+
 def test_a_streaming_model_is_given_its_memory_back(streaming, tmp_path):
     """Twice the same image: what comes out the second time is what the first left behind, by numpy's account."""
     live = open_model("streaming", Context("x", tmp_path, tmp_path, models_dir=streaming), "f32")
