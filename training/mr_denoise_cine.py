@@ -40,7 +40,7 @@ def draw_path(rng: torch.Generator, n: int) -> torch.Tensor:
 
 
 def look(images: torch.Tensor, path: torch.Tensor, swell: torch.Tensor) -> torch.Tensor:
-    """Return (FRAMES, n, 1, y, x): the middle of `images`, seen moved along `path` and scaled by `swell` (FRAMES, n)."""
+    """Return (FRAMES, n, 1, y, x): the middle of `images`, moved along `path`, scaled by `swell` (FRAMES, n)."""
     n, size = len(images), images.shape[-1]
     inner = size - 2 * _MARGIN_PX
     axis = (torch.arange(inner) - (inner - 1) / 2) * (2 / size)

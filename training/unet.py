@@ -12,6 +12,7 @@ as second output: where nothing moves, frames add up.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,7 +62,7 @@ def _shapes(memory_channels: int) -> dict[str, tuple[int, ...]]:
     """Return each weight's shape, as both torch and ONNX have it."""
     w = WIDTHS
     shapes: dict[str, tuple[int, ...]] = {"first": (w[0], 2, 6, 6), "last": (4, w[0], 3, 3)}
-    for level, (wide, wider) in enumerate(zip(w, w[1:], strict=False)):
+    for level, (wide, wider) in enumerate(itertools.pairwise(w)):
         for side in ("down", "up"):
             shapes |= {f"{side}{level}{part}": (wide, wide, 3, 3) for part in "ab"}
         shapes[f"shrink{level}"] = (wider, wide, 2, 2)

@@ -16,13 +16,14 @@ from skimage.restoration import denoise_nl_means
 from skimage.transform import resize
 
 from appliance.imaging.noise import estimate_noise
+from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from appliance.mri.phantom import cine_image
-from operators.stages.denoise import remove_noise
 from training.dead_leaves import dead_leaves
 from training.dicom_slices import dicom_slices
 
 Image = NDArray[np.float32]
+Run = Callable[..., tuple[Image, ...]]
 
 NOISE_PERCENT = (2.0, 5.0, 10.0)  # of the image's maximum
 HELD_OUT = 1_000_000  # dead leaves from this number on were never trained on
@@ -82,12 +83,12 @@ def validation_sets(series: Path | None) -> Iterator[tuple[str, list[Image]]]:
         yield f"T1 head of {series.name}, {len(slices)} slices, their own noise counted as truth", slices
 
 
-def validate_denoise(run: Callable[[Image], Image], series: Path | None) -> list[Validation]:
+def validate_denoise(run: Run, series: Path | None, multiple_px: int) -> list[Validation]:
     """Return one row for each kind of image, noise level, and way to know the noise level."""
     rows = []
     for what, truths in validation_sets(series):
         for percent in NOISE_PERCENT:
-            figures = np.mean([_compare(run, truth, percent / 100) for truth in truths], axis=0)
+            figures = np.mean([_compare(run, truth, percent / 100, multiple_px) for truth in truths], axis=0)
             noisy, known, estimated, peer = (round(float(f), 2) for f in figures)
             for how, model in (("known", known), ("estimated", estimated)):
                 rows.append(
@@ -103,10 +104,11 @@ def validate_denoise(run: Callable[[Image], Image], series: Path | None) -> list
     return rows
 
 
-def _compare(run: Callable[[Image], Image], truth: Image, noise: float) -> list[float]:
+def _compare(run: Run, truth: Image, noise: float, multiple_px: int) -> list[float]:
     """Return PSNR of the noisy image, the model with the known level, with the estimated level, and the peer."""
     sigma = noise * float(truth.max())
     noisy = rician(np.random.default_rng(5), truth, sigma)
     scale = float(np.percentile(noisy, 99.5))
-    results = [noisy, *(remove_noise(noisy, level, scale, run) for level in (sigma, estimate_noise(noisy)))]
+    levels = (sigma, estimate_noise(noisy))
+    results = [noisy, *(remove_noise(noisy, level, scale, run, multiple_px=multiple_px).image for level in levels)]
     return [body_psnr_db(result, truth) for result in (*results, non_local_means(noisy, sigma))]
