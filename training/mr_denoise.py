@@ -7,10 +7,8 @@ as long and prints what that reaches.
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from training.patches import LARGEST_LEVEL, add_lesions, draw_level, draw_truth,
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
 from training.validate_denoise import HELD_OUT, rician, validate_denoise
-from training.write_model import write_model
+from training.write_model import arguments, write_model
 
 SEED = 1
 N_IMAGES = 800
@@ -112,11 +110,7 @@ def draft_card(minutes: float) -> dict[str, Any]:
 
 def main() -> None:
     """Train, export, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--series", type=Path, help="tar archive of a DICOM series to measure on, besides phantoms")
-    parser.add_argument("--folder", type=Path, default=Path("models"), help="where the files go")
-    parser.add_argument("--reduced", action="store_true", help="minutes, for a look; give another folder")
-    given = parser.parse_args()
+    given = arguments(__doc__ or "")
     start = time.monotonic()
     pool = make_pool(SEED, N_IMAGES // 8 if given.reduced else N_IMAGES)
     steps = REDUCED_STEPS if given.reduced else STEPS

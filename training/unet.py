@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -150,11 +149,16 @@ def to_onnx(net: UNet, name: str) -> bytes:
     return model.SerializeToString()
 
 
+def take_weights(net: UNet, model: bytes) -> None:
+    """Copy into `net` the weights that an ONNX of `to_onnx` has; what recalls the memory starts at zero."""
+    found = {w.name: numpy_helper.to_array(w) for w in onnx.load_model_from_string(model).graph.initializer}
+    with torch.no_grad():
+        for name, weight in net.weights.items():
+            if name in found:
+                weight.copy_(torch.from_numpy(found[name].copy()))
+            elif name == "recall":
+                weight.zero_()
+
+
 def _value(name: str, channels: int, prefix: str = "") -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, f"{prefix}y", f"{prefix}x"])
-
-
-def run_network(net: UNet, *arrays: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
-    """Run the network itself, float32, on arrays (batch, channel, y, x)."""
-    with torch.no_grad():
-        return tuple(out.numpy() for out in net(*(torch.from_numpy(a) for a in arrays)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,15 @@ from appliance.inference.onnxruntime import OnnxRuntime
 
 Array = NDArray[np.float32]
 Run = Callable[..., tuple[Array, ...]]
+
+
+def arguments(doc: str) -> argparse.Namespace:
+    """Return what every training script is told on the command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=Path, help="tar archive of a DICOM series to measure on, besides phantoms")
+    parser.add_argument("--folder", type=Path, default=Path("models"), help="where the files go")
+    parser.add_argument("--reduced", action="store_true", help="minutes, for a look; give another folder")
+    return parser.parse_args()
 
 
 def write_model(
