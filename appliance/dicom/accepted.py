@@ -21,6 +21,7 @@ from appliance.dicom import upper_layer as ul
 from appliance.dicom.inbound import Inbound
 from appliance.dicom.negotiation import Context
 from appliance.dicom.services import Incoming, NRequest, NResponse, Services, Writer
+from appliance.dicom.uids import MPPS, STORAGE_COMMITMENT, VERIFICATION, to_text
 from appliance.errors import PeerError, StorageError
 
 _CLOSE_S = 2.0  # for the peer to hang up after a release, a rejection or an abort
@@ -67,7 +68,7 @@ class Message:
         for element in elements:
             value = (self.values or {}).get(element)
             if value is not None:
-                return value.rstrip(b"\0 ").decode("ascii", "replace")
+                return to_text(value)
         return ""
 
 
@@ -341,4 +342,4 @@ class Accepted:
         self._message, self._staged = None, 0
 
 
-SERVICES = frozenset({negotiation.VERIFICATION, negotiation.STORAGE_COMMITMENT, negotiation.MPPS})
+SERVICES = frozenset({VERIFICATION, STORAGE_COMMITMENT, MPPS})

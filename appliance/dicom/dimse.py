@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from appliance.dicom.uids import VERIFICATION, to_bytes
 from appliance.errors import PeerError
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
@@ -16,7 +17,6 @@ C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0020, 0x0030
 N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
-VERIFICATION = "1.2.840.10008.1.1"
 
 RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
 ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
@@ -36,8 +36,7 @@ def _us(element: int, value: int) -> bytes:
 
 
 def _ui(element: int, uid: str) -> bytes:
-    value = uid.encode("ascii", "replace")
-    return _element(element, value + b"\0" * (len(value) % 2))
+    return _element(element, to_bytes(uid))
 
 
 def _command(elements: bytes) -> bytes:

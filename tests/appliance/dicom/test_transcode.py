@@ -16,7 +16,8 @@ from pydicom.data import get_testdata_file
 from appliance.buffer import NewInstance
 from appliance.dicom.deliver import Destination
 from appliance.dicom.part10 import header, split
-from appliance.dicom.transcode import EXPLICIT, IMPLICIT, transcode
+from appliance.dicom.transcode import transcode
+from appliance.dicom.uids import EXPLICIT, IMPLICIT
 from appliance.errors import DeliveryError
 from appliance.settings import Buffer as Waits
 from appliance.settings import DicomDestination
