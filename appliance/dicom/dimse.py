@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command sets and the P-DATA-TF PDUs that carry them (PS3.7 9.3 and 10.3, PS3.8 9.3.5): bytes in, bytes out.
+"""Command sets (PS3.7 9.3, 10.3), and the PDUs that carry them and that end an association (PS3.8 9.3.5 to 9.3.8).
 
-Rule: no sockets.
+Rule: bytes in, bytes out; no sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
 
 RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
-ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
+RELEASE_RP_PDU = struct.pack(">BxI4x", RELEASE_RP, 4)
+ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)  # by the service user
+PROVIDER_ABORT_PDU = struct.pack(">BxI2xBx", ABORT, 4, 2)  # without a reason, PS3.8 table 9-26
 
 _DATASET = 0x0001
 _MEDIUM = 0x0000
