@@ -73,7 +73,7 @@ class Receiver:
         try:
             self._listen_on((self._listen.bind, self._listen.port), "listen.dicom", None)
             if self._tls:
-                context = server_context(self._tls)
+                context = server_context(self._tls, "listen.dicom_tls")
                 self._listen_on((self._tls.bind, self._tls.port), "listen.dicom_tls", context)
             if self._dicomweb:
                 self._web = self._serve_web(self._dicomweb)
