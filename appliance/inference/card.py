@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import appliance
 from appliance.errors import ModelError
 from appliance.inference.backend import Precision, Shapes
+from appliance.inference.drift import Reference
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -80,6 +81,7 @@ class Card(_Part):
     output: Output
     golden: Golden
     deadline_ms: float = Field(gt=0)
+    drift: Reference | None = None
     training: Training
 
     @property

@@ -24,6 +24,7 @@ from appliance.context import Context
 from appliance.errors import StageError
 from appliance.frames import IMAGE_AXES, Array, Frame, Scan, read_only
 from appliance.imaging.noise import estimate_noise
+from appliance.inference.drift_watch import Drift, open_drift
 from appliance.inference.open_model import LiveModel, open_model
 from operators import OperatorSettings
 
@@ -61,9 +62,9 @@ def remove_noise(
 class Denoise:
     """One scan. The scale is fixed by its first frame, so that frames stay comparable."""
 
-    def __init__(self, settings: Settings, model: LiveModel) -> None:
+    def __init__(self, settings: Settings, model: LiveModel, drift: Drift) -> None:
         self._settings = settings
-        self._live = model
+        self._live, self._drift = model, drift
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
@@ -108,13 +109,15 @@ class Denoise:
                 f"denoise: frame {frame.sequence} gave values that are not finite; look at its input", frame.scan_id
             )
         self._scale = max(scale, 0.0)  # an empty frame does not decide
+        self._drift.observe(image, result, level, scale if scale > 0 else 1.0)
         return replace(frame, array=read_only(result))
 
     def end(self) -> Iterable[Frame]:
         return ()
 
     def status(self) -> dict[str, Any]:
-        return {**self._live.status(), "strength": self._settings.strength, "noise_level": self._noise_level}
+        own = {"strength": self._settings.strength, "noise_level": self._noise_level, "drift": self._drift.status()}
+        return {**self._live.status(), **own}
 
     @property
     def model(self) -> tuple[str, str, str]:
@@ -127,4 +130,4 @@ def make(settings: Settings, context: Context) -> Denoise:
     live = open_model(settings.model, context.models_dir, engines, context.device, settings.precision, settings.threads)
     degraded = "; ".join(live.degraded)
     context.alarm(f"model {settings.model}", degraded and f"runs degraded on {live.backend}: {degraded}")
-    return Denoise(settings, live)
+    return Denoise(settings, live, open_drift(live, context))
