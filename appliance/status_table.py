@@ -40,7 +40,9 @@ def table(statuses: Statuses) -> str:
         status = statuses.get(process)
         rows.append(_row(process, status) if status else (process, children[process]["state"], "-", "-", "-"))
     lines = tables.table(("process", "state", "age", "frames in", "alarms"), rows)
-    return "\n".join([lines, *_result_lines(statuses.get("deliverer", {})), *_alarm_lines(statuses)])
+    return "\n".join(
+        [lines, *_result_lines(statuses.get("deliverer", {})), *_model_lines(statuses), *_alarm_lines(statuses)]
+    )
 
 
 def _row(process: str, status: dict[str, Any]) -> tuple[str, str, str, str, str]:
@@ -53,6 +55,17 @@ def _result_lines(deliverer: dict[str, Any]) -> list[str]:
     counts = deliverer.get("results", {})
     plain = [f"{name} {count}" for name, count in counts.items() if isinstance(count, int)]
     return ["", "results: " + ", ".join(plain)] if plain else []
+
+
+def _model_lines(statuses: Statuses) -> list[str]:
+    """How the data that each model met compare with its card."""
+    lines = [
+        f"{process} {stage}: {own.get('model', '?')} in the last {own['drift']['window_h']} h: {own['drift']['trend']}"
+        for process, status in statuses.items()
+        for stage, own in status.get("stages", {}).items()
+        if "drift" in own
+    ]
+    return ["", *lines] if lines else []
 
 
 def _alarm_lines(statuses: Statuses) -> list[str]:

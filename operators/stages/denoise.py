@@ -22,6 +22,7 @@ from appliance.errors import StageError
 from appliance.frames import IMAGE_AXES, Array, Frame, Scan, read_only
 from appliance.imaging.noise import estimate_noise
 from appliance.imaging.remove_noise import remove_noise
+from appliance.inference.drift_watch import Drift, open_drift
 from appliance.inference.open_model import LiveModel, open_model
 from operators import OperatorSettings
 
@@ -44,9 +45,9 @@ class Settings(OperatorSettings):
 class Denoise:
     """One scan. The scale is fixed by its first frame, so that frames stay comparable."""
 
-    def __init__(self, settings: Settings, model: LiveModel) -> None:
+    def __init__(self, settings: Settings, model: LiveModel, drift: Drift) -> None:
         self._settings = settings
-        self._live = model
+        self._live, self._drift = model, drift
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
@@ -92,6 +93,7 @@ class Denoise:
             )
         self._scale = max(scale, 0.0)  # an empty frame does not decide
         self._remember(place, memory)
+        self._drift.observe(image, result, level, scale if scale > 0 else 1.0)
         return replace(frame, array=read_only(result))
 
     def _level(self, frame: Frame) -> Array | float:
@@ -126,7 +128,8 @@ class Denoise:
         return ()
 
     def status(self) -> dict[str, Any]:
-        return {**self._live.status(), "strength": self._settings.strength, "noise_level": self._noise_level}
+        own = {"strength": self._settings.strength, "noise_level": self._noise_level, "drift": self._drift.status()}
+        return {**self._live.status(), **own}
 
     @property
     def model(self) -> tuple[str, str, str]:
@@ -135,4 +138,5 @@ class Denoise:
 
 def make(settings: Settings, context: Context) -> Denoise:
     """Open the model (once per process). Raises ModelError when it is missing, altered or fails its golden test."""
-    return Denoise(settings, open_model(settings.model, context, settings.precision, settings.threads))
+    live = open_model(settings.model, context, settings.precision, settings.threads)
+    return Denoise(settings, live, open_drift(live, context))
