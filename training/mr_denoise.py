@@ -8,6 +8,7 @@ as long and prints what that reaches.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,14 @@ def golden_inputs() -> dict[str, tuple[Image]]:
     return cases
 
 
+def met(pool: torch.Tensor, n_images: int = 200) -> Iterator[tuple[Image, float]]:
+    """Give images as the stage would meet them, with the levels that were trained on."""
+    rng = np.random.default_rng([SEED, HELD_OUT - 2])
+    for image in pool[:n_images].numpy():
+        level = LARGEST_LEVEL * float(rng.uniform()) ** 1.5
+        yield rician(rng, image, level), level
+
+
 def draft_card(minutes: float) -> dict[str, Any]:
     """Return what there is to say of the model before it is measured."""
     return {
@@ -117,7 +126,7 @@ def main() -> None:
     net = train(UNet, partial(error_of, pool=pool), steps, LEARNING_RATE, SEED, threads=1)
     draft = draft_card((time.monotonic() - start) / 60)
     measure = partial(validate_denoise, series=given.series, multiple_px=MULTIPLE_PX)
-    card = write_model(given.folder, to_onnx(net, "mr-denoise"), draft, golden_inputs(), TOLERANCE, measure)
+    card = write_model(given.folder, to_onnx(net, "mr-denoise"), draft, golden_inputs(), TOLERANCE, measure, met(pool))
     for row in card.validated_on:
         print(f"{row.data}, {row.noise_percent} %: {row.noisy_db} -> {row.model_db} dB, peer {row.other_db} dB")
 

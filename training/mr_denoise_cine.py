@@ -192,7 +192,15 @@ def main() -> None:
     steps = REDUCED_STEPS if given.reduced else STEPS
     net = train(make, partial(error_of, batches=batches), steps, LEARNING_RATE, SEED, threads=1)
     draft = draft_card((time.monotonic() - start) / 60)
-    card = write_model(given.folder, to_onnx(net, draft["name"]), draft, golden_inputs(), mr_denoise.TOLERANCE, measure)
+    card = write_model(
+        given.folder,
+        to_onnx(net, draft["name"]),
+        draft,
+        golden_inputs(),
+        mr_denoise.TOLERANCE,
+        measure,
+        mr_denoise.met(pool),
+    )
     for row in card.validated_on:
         print(f"{row.data}, {row.noise_percent} %: {row.noisy_db} -> {row.model_db} dB, peer {row.other_db} dB")
 
