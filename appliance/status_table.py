@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from appliance import tables
 from appliance.bus import Subscriber
 from appliance.daemon import jobs
 from appliance.settings import Settings
@@ -33,15 +34,14 @@ def table(statuses: Statuses) -> str:
     """Write statuses for people."""
     if not statuses:
         return "nearscan is not running for this file (no process answers); start it with 'nearscan run'"
-    rows = [("process", "state", "age", "frames in", "alarms")]
+    rows = []
     children = statuses.get("daemon", {}).get("children", {})
     for process in [*statuses, *(name for name in children if name not in statuses)]:
         status = statuses.get(process)
         rows.append(_row(process, status) if status else (process, children[process]["state"], "-", "-", "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = tables.table(("process", "state", "age", "frames in", "alarms"), rows)
     return "\n".join(
-        [*lines, *_result_lines(statuses.get("deliverer", {})), *_model_lines(statuses), *_alarm_lines(statuses)]
+        [lines, *_result_lines(statuses.get("deliverer", {})), *_model_lines(statuses), *_alarm_lines(statuses)]
     )
 
 

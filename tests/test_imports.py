@@ -19,7 +19,10 @@ LIBRARIES = [
 
 # Each layer may import itself and those before it. Longest beginning wins.
 LAYERS = [
-    ("appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py"),
+    (
+        "appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py",
+        "appliance/tables.py",
+    ),
     ("appliance/context.py", "appliance/device.py", "appliance/latency.py", "operators/__init__.py"),
     ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),
     (

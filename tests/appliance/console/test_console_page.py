@@ -13,12 +13,13 @@ pytestmark = pytest.mark.peer
 
 
 def phantom(size=256):
-    """Two ellipses and some structure, with noise and without."""
+    """After, before and removed: two ellipses and some structure, without noise, with, and the noise."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     body = 90.0 * (x**2 / 0.6 + y**2 / 0.8 < 1) + 80 * ((x - 0.1) ** 2 + (y + 0.1) ** 2 < 0.12)
     body += 60 * ((x + 0.35) ** 2 + (y - 0.3) ** 2 < 0.03)
     noise = np.random.default_rng(0).normal(scale=18, size=body.shape)
-    return np.clip(np.stack([body, np.abs(body + noise)]), 0, 255).astype(np.uint8)
+    noisy = np.abs(body + noise)
+    return np.clip(np.stack([body, noisy, 127 + (noisy - body)]), 0, 255).astype(np.uint8)
 
 
 SPIKE = "RF spike in line 81 of coil 3: check the room's door and the lamps"
@@ -165,6 +166,11 @@ def test_before_and_after_by_keyboard_and_button(bench, page):
     page.press("b")
     page.wait_for(f"{corner} > 100")
     assert page.ask("document.getElementById('which').textContent") == "BEFORE: unprocessed image"
+    page.press("r")
+    page.wait_for(f"{corner} === 1600")  # what is not changed is mid grey
+    assert page.ask("document.getElementById('which').textContent").startswith("REMOVED")
+    assert page.ask("document.getElementById('before').getAttribute('aria-pressed')") == "false"
+    page.press("b")
     page.ask("document.getElementById('before').click()")
     page.wait_for(f"{corner} === 0")
     page.press("s")

@@ -266,8 +266,8 @@ def test_the_thread_of_a_running_pipeline_keeps_the_counts(tmp_path, monkeypatch
 
 
 def test_one_watch_for_each_model_of_a_pipeline(tmp_path):
-    live = open_model("mr-denoise", None, tmp_path / "engines")
     context = Context("mri-live", tmp_path, tmp_path)
+    live = open_model("mr-denoise", context)
     drift = open_drift(live, context)
     assert open_drift(live, context) is drift
     assert open_drift(live, Context("mri-second", tmp_path, tmp_path)) is not drift

@@ -9,7 +9,8 @@ import pytest
 from appliance.context import Context
 from appliance.errors import ModelError, StageError
 from appliance.frames import Frame, Scan
-from operators.stages.denoise import MOST_SIGMA, Settings, make
+from appliance.imaging.remove_noise import MOST_SIGMA
+from operators.stages.denoise import Settings, make
 
 
 @pytest.fixture
