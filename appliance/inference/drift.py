@@ -125,9 +125,13 @@ def reference(images: Iterable[Array], results: Iterable[Array], levels: Iterabl
 
     Image by image, as the stage would give them: what goes into the model (y, x), what remains of it without the noise
     (y, x), and the noise level, one or (y, x), all divided by the scale that takes the brightest tissue to about 1.
-    Take a hundred images at least, of every kind that the model is made for: what is usual is learnt here.
+    Take a hundred images at least, of every kind that the model is made for: what is usual is learnt here. Raises
+    ValueError when there is nothing to learn from.
     """
     each = [samples(*three, 1.0) for three in zip(images, results, levels, strict=True)]
+    for name, what in QUANTITIES.items():
+        if not any(one[name].size for one in each):
+            raise ValueError(f"reference: no image has a finite value of {name} ({what}); look at levels and results")
     return {name: _distribution([one[name] for one in each if one[name].size]) for name in QUANTITIES}
 
 

@@ -28,8 +28,8 @@ class Kernels:
         self._context = gpu.retain_primary_context()
         self._context.push()
         try:
-            module = cuda.module_from_buffer(FATBIN.read_bytes())
-            self._functions = {name: module.get_function(name).prepare(SIGNATURES[name]) for name in SIGNATURES}
+            self._module = cuda.module_from_buffer(FATBIN.read_bytes())
+            self._functions = {name: self._module.get_function(name).prepare(SIGNATURES[name]) for name in SIGNATURES}
         except cuda.Error as error:
             major, minor = gpu.compute_capability()
             raise ModelError(

@@ -145,6 +145,12 @@ def test_a_reference_is_what_went_in_and_survives_its_card():
     assert known.level.usual > 0.8, "each image has one level"
 
 
+def test_a_training_without_noise_gives_no_reference():
+    image = np.ones((8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"reference: no image has a finite value of removed \(what was removed over"):
+        reference([image], [image], [0.0])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
