@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple, Protocol
 from appliance.errors import ModelError
 from appliance.frames import Array
 
+# What engines and their libraries raise; RuntimeError is also a lost GPU's, MemoryError also the device's.
+ENGINE_FAILURES = (ModelError, RuntimeError, MemoryError, OSError, ImportError)
+
 Precision = Literal["f32", "bf16"]
 Shape = tuple[int, int, int, int]  # (batch, channel, y, x)
 
