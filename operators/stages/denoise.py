@@ -51,7 +51,7 @@ class Denoise:
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
-        self._memories: dict[Place, Array] = {}
+        self._memories: dict[Place, tuple[str, Array]] = {}  # with the digest of the model whose memory it is
 
     def begin(self, scan: Scan) -> Scan:
         if scan.axes != IMAGE_AXES:
@@ -110,17 +110,20 @@ class Denoise:
 
     def _memory(self, place: Place, image: Array) -> Array | None:
         """Return what the model kept of this place, or the zeros that it starts with."""
-        kept, memory = self._live.card.memory, self._memories.get(place)
+        kept = self._live.card.memory
         if kept is None:
             return None
+        by, memory = self._memories.get(place, ("", None))
         y, x = (n + -n % self._live.card.input.multiple_px for n in image.shape)
         shape = kept.shape(y, x)
-        return memory if memory is not None and memory.shape == shape else namespace(image).zeros(shape, "float32")
+        if memory is None or memory.shape != shape or by != self._live.provenance[1]:
+            return namespace(image).zeros(shape, "float32")
+        return memory
 
     def _remember(self, place: Place, memory: Array | None) -> None:
         if memory is not None:
             self._memories.pop(place, None)
-            self._memories[place] = memory
+            self._memories[place] = self._live.provenance[1], memory
             if len(self._memories) > MOST_PLACES:
                 del self._memories[next(iter(self._memories))]  # the one not seen for longest
 
