@@ -90,14 +90,18 @@ def distance(first: Array, second: Array) -> float:
     return math.sqrt(max(float(np.concatenate(terms).sum()) / 2, 0.0))  # rounding may take it below 0
 
 
-def samples(image: Array, result: Array, level: Array, scale: float) -> dict[str, NDArray[np.float32]]:
+def samples(
+    image: Array, result: Array, level: Array, scale: float, strength: float = 1.0
+) -> dict[str, NDArray[np.float32]]:
     """Return the finite values of each quantity on a grid of at most 64 × 64 pixels.
 
-    `image` and `result` are (y, x), `level` the standard deviation of the noise, one number or (y, x),
-    all in the same units.
+    `image` and `result` are (y, x), `level` the standard deviation of the noise, one number or (y, x), all in the same
+    units. `strength` says which part of the noise was taken out: what counts is all that the model named.
     """
     grid = tuple(slice(step // 2, None, step) for step in (-(-n // _SAMPLES_A_SIDE) for n in image.shape))
     before, after = to_host(image[grid]), to_host(result[grid])
+    if strength != 1:
+        after = before - (before - after) / np.float32(strength)
     noise = to_host(level[grid]) if np.ndim(level) else np.broadcast_to(np.float32(level), before.shape)
     noisy = noise > 0
     with np.errstate(all="ignore"):  # what is not finite is left out

@@ -76,11 +76,11 @@ class Drift:
             self._thread.join(2)
         self._kept.close()
 
-    def observe(self, image: Array, result: Array, level: Array, scale: float) -> None:
+    def observe(self, image: Array, result: Array, level: Array, scale: float, strength: float = 1.0) -> None:
         """Count one frame; see `samples` for what is given."""
         bins = [
             bin_numbers(values, self._edges[name]) + self._starts[name]
-            for name, values in samples(image, result, level, scale).items()
+            for name, values in samples(image, result, level, scale, strength).items()
         ]
         self._add(self._hour(), 1, np.bincount(np.concatenate(bins), minlength=self._n_bins))
 

@@ -93,7 +93,7 @@ class Denoise:
             )
         self._scale = max(scale, 0.0)  # an empty frame does not decide
         self._remember(place, memory)
-        self._drift.observe(image, result, level, scale if scale > 0 else 1.0)
+        self._drift.observe(image, result, level, scale if scale > 0 else 1.0, self._settings.strength)
         return replace(frame, array=read_only(result))
 
     def _level(self, frame: Frame) -> Array | float:

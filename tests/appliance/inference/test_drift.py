@@ -124,6 +124,13 @@ def test_what_is_not_finite_or_has_no_noise_is_left_out():
     assert all(values.size == 0 for name, values in samples(image, image, 0.0, 0.0).items() if name != "output")
 
 
+def test_a_site_that_takes_out_less_noise_is_no_drift():
+    (image, result, level), *_ = images(np.random.default_rng(9), 1)
+    whole, half = samples(image, result, level, 1.0), samples(image, (image + result) / 2, level, 1.0, strength=0.5)
+    for name in QUANTITIES:
+        np.testing.assert_allclose(half[name], whole[name], atol=1e-4)  # rounding, over the least level
+
+
 def test_bins_are_numpys_histogram():
     edges = edges_of(None)["removed"]
     values = np.random.default_rng(2).normal(0, 3, 10_000).astype(np.float32)
