@@ -28,7 +28,7 @@ LAYERS = [
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/", "appliance/igtl_server.py",
-        "appliance/mrd_session.py", "appliance/http_deadline.py", "appliance/kernels/",
+        "appliance/mrd_session.py", "appliance/http_deadline.py", "appliance/kernels/", "appliance/frame_words.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),
     ("operators/runners.py", "operators/adapter.py"),
