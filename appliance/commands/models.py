@@ -260,18 +260,16 @@ def _builders(engines: Path, targets: tuple[str, ...]) -> list[tuple[TensorRT, s
     return [(backend, gpu.sm) for backend in here]
 
 
-def _prover(site: _Site, told: Callable[[str], None] = click.echo) -> Callable[[Model], None]:
+def _prover(site: _Site) -> Callable[[Model], None]:
     """Give what a model must pass before it is activated: one backend of those the site would take."""
 
     def prove(model: Model) -> None:
-        rows = [
-            _try(model, one) for one in candidates("gpu" if count_gpus() else "cpu", "auto", _THREADS, site.engines)
-        ]
-        told(table(("backend", "result", ""), [(row["backend"], row["result"], row["why"]) for row in rows]))
+        device = "gpu" if count_gpus() else "cpu"
+        rows = [_try(model, one) for one in candidates(device, "auto", _THREADS, site.engines)]
+        click.echo(table(("backend", "result", ""), [(row["backend"], row["result"], row["why"]) for row in rows]))
         if not any(row["result"] == "ok" for row in rows):
-            raise ModelError(
-                f"models: {model.card.name} {model.card.version} passes on no backend here; nothing changed"
-            )
+            name, version = model.card.name, model.card.version
+            raise ModelError(f"models: {name} version {version} passes on no backend here; nothing was changed")
 
     return prove
 

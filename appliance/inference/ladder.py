@@ -88,7 +88,7 @@ class Ladder:
         self._rungs: Iterator[Rung] = iter(rungs)
         self._best, self._recheck_every, self._clock = best, recheck_every, clock
         self._alarm: Alarm | None = None
-        self._changing = threading.Lock()
+        self._changing, self._telling = threading.Lock(), threading.Lock()
         self._engine: Engine | None = None
         self._why_none = "preparing: its engine is built or proved; images pass through until then"
         self._state = "preparing"
@@ -108,8 +108,14 @@ class Ladder:
 
     def tell(self, alarm: Alarm | None) -> None:
         """From now on raise alarms here; None: be silent."""
-        self._alarm = alarm
+        with self._telling:
+            self._alarm = alarm
         self._tell()
+
+    @property
+    def current(self) -> Engine | None:
+        """The engine that runs, if there is one."""
+        return self._engine
 
     @property
     def running(self) -> Rung | None:
@@ -183,7 +189,8 @@ class Ladder:
         for rung in self._rungs:
             label = _versioned(rung, self.model)
             if reason := rung.backend.available(rung.precision):
-                self._absent.append(f"{label}: {reason}")
+                if (absent := f"{rung}: {reason}") not in self._absent:
+                    self._absent.append(absent)
                 continue
             try:
                 session = rung.backend.load(rung.model.onnx, rung.model.card.signature, rung.precision)
@@ -203,15 +210,25 @@ class Ladder:
         self.settled.set()
         self._tell()
 
+    def _give_up(self) -> None:
+        """Be without an engine for good, after a defect of ours: its traceback is in the journal."""
+        with self._changing:
+            self._engine, self._state = None, "pass-through"
+            self._why_none = "defect in its background thread; report the log"
+        self.settled.set()
+        self._tell()
+
     def _tell(self) -> None:
-        if self._alarm is None:
-            return
-        rung, degraded = self.running, "; ".join(self.degraded)
-        if rung is None:
-            text = f"{self._why_none}; images pass through unprocessed"
-        else:
-            text = degraded and f"runs degraded on {_versioned(rung, self.model)}: {degraded}"
-        self._alarm(f"model {self.model.card.name}", text)
+        """Raise or clear the alarm for how things are now; whoever changes them calls this afterwards."""
+        with self._telling:
+            if self._alarm is None:
+                return
+            rung, degraded = self.running, "; ".join(self.degraded)
+            if rung is None:
+                text = f"{self._why_none}; images pass through unprocessed"
+            else:
+                text = degraded and f"runs degraded on {_versioned(rung, self.model)}: {degraded}"
+            self._alarm(f"model {self.model.card.name}", text)
 
     def _count(self, engine: Engine, arrays: tuple[Array, ...], outputs: tuple[Array, ...]) -> None:
         """Hand one frame in `recheck_every` to the background, as a copy; none while the last one is still there."""
@@ -265,5 +282,9 @@ def _work(reference: weakref.ref[Ladder], tasks: queue.SimpleQueue[Callable[[Lad
     let_live_threads_pass()
     while (task := tasks.get()) is not None:
         if (ladder := reference()) is not None:
-            task(ladder)
+            try:
+                task(ladder)
+            except BaseException:
+                ladder._give_up()
+                raise
         del ladder, task

@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from appliance.arrays import namespace
 from appliance.context import Context
 from appliance.errors import ModelError
 from appliance.frames import Array
@@ -52,23 +54,30 @@ class LiveModel:
         self._check(arrays)
         engine = self._ladder.engine()
         if len(arrays) > 1 and self._served_by and self._served_by.rung.model is not engine.rung.model:
-            arrays = (arrays[0], *(array * 0 for array in arrays[1:]))
+            arrays = (arrays[0], *(namespace(array).zeros_like(array) for array in arrays[1:]))
         outputs = self._ladder.serve(engine, arrays)
         self._served_by = engine
         return outputs
 
     def warm_up(self, y: int, x: int) -> None:
-        """Have the kernels made for images of `y` by `x` pixels, before the first frame, where an engine is ready."""
+        """Have the kernels made for images of `y` by `x` pixels before the first frame, where an engine is ready.
+
+        Raises ModelError when the model takes no such images; an engine that fails is told by the frames.
+        """
         shapes = [(1, len(self.card.input.channels), y, x)]
         if self.card.memory is not None:
             shapes.append(self.card.memory.shape(y, x))
-        if self._ladder.running:
-            self.run(*(np.zeros(shape, np.float32) for shape in shapes))
+        arrays = tuple(np.zeros(shape, np.float32) for shape in shapes)
+        self._check(arrays)
+        with suppress(ModelError):
+            self.run(*arrays)
 
     @property
     def provenance(self) -> tuple[str, str, str]:
         """Name, digest of the model and of the engine that the last frame was run on."""
-        engine = self._served_by or self._ladder.engine()
+        engine = self._served_by or self._ladder.current
+        if engine is None:
+            return self.card.name, self.card.sha256, ""
         return engine.provenance
 
     @property
@@ -208,12 +217,13 @@ def open_model(name: str, context: Context, precision: PrecisionSetting = "auto"
     """
     key = (name, context.models_dir, context.data_dir, context.device, precision, threads)
     with _opening:
-        opened = _opened.get(key)
-        if opened is None:
-            if not _opened:
-                threading.Thread(target=_watch, name="models", daemon=True).start()
+        opened, first = _opened.get(key), not _opened
+        if is_new := opened is None:
             opened = _opened[key] = _Opened(name, context, precision, threads)
-            opened.wait(FIRST_WAIT_S)
+    if first:
+        threading.Thread(target=_watch, name="models", daemon=True).start()
+    if is_new:
+        opened.wait(FIRST_WAIT_S)
     return opened.live()
 
 
