@@ -19,7 +19,6 @@ import yaml
 
 from appliance import config
 from appliance.commands.options import SITE_FILE, json_option
-from appliance.commands.tables import size, table
 from appliance.device import count_gpus
 from appliance.errors import ConfigError, ModelError
 from appliance.inference import installed
@@ -31,6 +30,7 @@ from appliance.inference.ladder import Candidate
 from appliance.inference.open_model import candidates
 from appliance.inference.parity import check_parity
 from appliance.inference.tensorrt import TensorRT
+from appliance.tables import size, table
 
 _THREADS = 2  # what the denoise stage takes where a site says nothing
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import appliance
 from appliance.errors import ModelError
 from appliance.inference.backend import Precision, Shape, Shapes, Signature
+from appliance.inference.drift import Reference
 from appliance.inference.golden import Case, read_golden
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
@@ -104,6 +105,7 @@ class Card(_Part):
     memory: Memory | None = None
     golden: Golden
     deadline_ms: float = Field(gt=0)
+    drift: Reference | None = None
     training: Training
 
     @property
