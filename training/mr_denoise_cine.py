@@ -160,9 +160,9 @@ def draft_card(minutes: float) -> dict[str, Any]:
         "version": "1",
         "what": "mr-denoise with a memory: names the noise in each frame of a series that shows the same place again "
         "and again, and carries features from one frame to the next.",
-        "trained_on": f"{N_BATCHES * BATCH} simulated sequences of {FRAMES} frames of dead leaves and phantoms: at rest, "
-        f"drifting, swinging and swelling by up to {_FASTEST_PX:.0f} pixels a frame, with cuts to other scenes; Rician noise as "
-        "for mr-denoise, from whose weights it starts. No patient data.",
+        "trained_on": f"{N_BATCHES * BATCH} simulated sequences of {FRAMES} frames of dead leaves and phantoms: at "
+        f"rest, drifting, swinging and swelling by up to {_FASTEST_PX:.0f} pixels a frame, with cuts to other scenes; "
+        "Rician noise as for mr-denoise, from whose weights it starts. No patient data.",
         "limits": [
             *single["limits"],
             f"Motion of more than {_FASTEST_PX:.0f} pixels a frame was never trained on.",
