@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train models/mr-denoise-cine, which remembers the frames before: `python -m training.mr_denoise_cine`,
-about 25 minutes on one core. `--reduced` trains a sixteenth of that.
+about 20 minutes on one core. `--reduced` trains a sixteenth of that.
 
 It starts from the weights of models/mr-denoise and learns on moving dead leaves: a background that stands still or
 drifts, something in front of it that moves on its own, now and then a cut to another scene. What it carries from
@@ -33,7 +33,7 @@ from training.write_model import arguments, write_model
 SEED = 2
 BATCH, PATCH_PX, FRAMES = 8, 64, 6
 MEMORY_CHANNELS = 32
-STEPS = 8_000
+STEPS = 6_000
 N_BATCHES = 400
 LEARNING_RATE = 1e-3
 _MARGIN_PX = 16  # of an image around what is looked at
