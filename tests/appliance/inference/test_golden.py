@@ -7,6 +7,8 @@ import io
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.errors import ModelError
 from appliance.inference.card import read_model
@@ -14,11 +16,16 @@ from appliance.inference.golden import plain_inputs, read_golden, write_golden
 from appliance.inference.onnxruntime import OnnxRuntime
 from appliance.inference.parity import largest_error
 
+ONE = np.ones((1, 1, 32, 48), np.float32)
 
-def archive(**arrays):
+
+def archive(compressed=False, **arrays):
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
     return file.getvalue()
+
+
+SMALL = archive(**{"a.input0": ONE[..., :4, :4], "a.output0": ONE[..., :4, :4]}, compressed=True)
 
 
 def test_what_is_written_is_read_in_the_order_of_the_graph(streaming, tmp_path):
@@ -48,22 +55,38 @@ def test_plain_inputs_show_what_their_names_say():
     ("content", "words"),
     [
         (b"", "not an archive of golden cases; restore the file"),
+        (archive(**{"a.input0": np.ones(2)}), "array 'a.input0' is float64, not float32; write it again"),
         (archive(input=np.ones(2)), "array 'input' is not named CASE.inputN or CASE.outputN; write it again"),
-        (archive(**{"a.input0": np.ones(2)}), "a case without inputs or outputs, or no case at all; write it again"),
+        (archive(**{"a.input0": ONE}), "a case without inputs or outputs, or no case at all; write it again"),
         (archive(), "a case without inputs or outputs, or no case at all; write it again"),
         (archive(**{"a.input0": np.array([{}], object), "a.output0": np.ones(1)}), "not an archive of golden cases"),
     ],
-    ids=["empty file", "wrong name", "no output", "no case", "a pickle"],
+    ids=["empty file", "wrong type", "wrong name", "no output", "no case", "a pickle"],
 )
 def test_a_file_that_is_no_golden_file(content, words):
     with pytest.raises(ModelError, match=f"^{words}"):
         read_golden(content)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 600))
+def test_damage_of_any_kind_is_a_model_error(changes, cut):
+    """Or leaves a file that can be read: the digest in the card is what tells that it was damaged."""
+    data = bytearray(SMALL)
+    for at, value in changes:
+        data[at % len(data)] = value
+    try:
+        cases = read_golden(bytes(data[: len(data) - cut] if cut < 100 else data))
+    except ModelError as error:
+        assert str(error)
+    else:
+        assert all(case.inputs and case.outputs for case in cases)
+
+
 def test_cases_of_another_kind_of_model(streaming, tmp_path):
     """One input where the card says two: the engines would say so in words of their own."""
     card = yaml.safe_load((streaming / "streaming.yaml").read_text())
-    content = archive(**{"a.input0": np.ones((1, 1, 32, 48)), "a.output0": np.ones((1, 1, 32, 48))})
+    content = archive(**{"a.input0": ONE, "a.output0": ONE})
     card["golden"]["sha256"] = hashlib.sha256(content).hexdigest()
     (tmp_path / "streaming.yaml").write_text(yaml.safe_dump(card))
     (tmp_path / "streaming.golden.npz").write_bytes(content)
