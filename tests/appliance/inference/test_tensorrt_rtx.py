@@ -4,6 +4,9 @@
 import ctypes
 import hashlib
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,19 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     with pytest.raises(ModelError):
         build(sm="sm_90")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_real_time_process_builds_at_an_ordinary_priority(tmp_path):
+    """A builder that inherited it would keep the receiver from its core for as long as it takes."""
+    code = (
+        "import os, sys; from appliance.inference import build_engine as b\n"
+        "try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
+        "except PermissionError: sys.exit('not permitted')\n"
+        "start = b._START.replace('os.execv', 'print(os.sched_getscheduler(0), os.nice(0)); os._exit(0); os.execv')\n"
+        "os.execv(sys.executable, [sys.executable, '-c', start])"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if "not permitted" in child.stderr:
+        pytest.skip("this user may not be real-time")
+    scheduler, nice = map(int, child.stdout.split())
+    assert scheduler == os.SCHED_OTHER and nice >= 10

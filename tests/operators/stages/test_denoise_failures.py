@@ -8,18 +8,22 @@ compute on ONNX Runtime, and fail where the test says so.
 import dataclasses
 import re
 import shutil
+import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
+from appliance import graph, settings
 from appliance.context import Context
 from appliance.errors import ModelError
 from appliance.frames import End, Frame, Scan, read_only
 from appliance.inference import open_model as opening
 from appliance.inference.card import shipped_models
 from appliance.inference.onnxruntime import OnnxRuntime
+from operators import OperatorSettings
 from operators.runners import StageRunner
 from operators.stages.denoise import Settings, make
 
@@ -57,15 +61,32 @@ class Backend:
         return Session()
 
 
+def frame(scan_id, sequence):
+    return Frame(
+        scan_id=scan_id,
+        sequence=sequence,
+        array=read_only(np.random.default_rng(sequence).random((64, 48), np.float32)),
+        axes=("y", "x"),
+        affine=np.eye(4),
+        acquired_ns=0,
+        received_ns=time.monotonic_ns(),
+    )
+
+
+def small_trial(folder):
+    """Copy the shipped models and make their time trial a small one."""
+    shutil.copytree(shipped_models(), folder)
+    card = folder / "mr-denoise.yaml"
+    card.write_text(re.sub("typical_px: .*", "typical_px: 32", card.read_text()))
+
+
 class Pipeline:
     """One scan through the adapter's runner of the denoise stage."""
 
     def __init__(self, folder, recheck_every=0):
         self.alarms, models_dir = {}, folder / "models"
         if not models_dir.exists():
-            shutil.copytree(shipped_models(), models_dir)
-            card = models_dir / "mr-denoise.yaml"  # the time trial is a small one
-            card.write_text(re.sub("typical_px: .*", "typical_px: 32", card.read_text()))
+            small_trial(models_dir)
         context = Context(
             pipeline="mri-live",
             data_dir=folder,
@@ -74,8 +95,8 @@ class Pipeline:
             alarm=self.alarms.__setitem__,
             recheck_every=recheck_every,
         )
-        settings = Settings()
-        self.runner = StageRunner("denoise", lambda: make(settings, context), settings, context.alarm)
+        chosen = Settings()
+        self.runner = StageRunner("denoise", lambda: make(chosen, context), chosen, context.alarm)
         self.runner.warm_up()
         self.scan("s")
 
@@ -86,15 +107,7 @@ class Pipeline:
     def send(self, n_frames):
         """Feed the next images; each must come out at once."""
         for _ in range(n_frames):
-            given = Frame(
-                scan_id=self.scan_id,
-                sequence=self.sent,
-                array=read_only(np.random.default_rng(self.sent).random((64, 48), np.float32)),
-                axes=("y", "x"),
-                affine=np.eye(4),
-                acquired_ns=0,
-                received_ns=time.monotonic_ns(),
-            )
+            given = frame(self.scan_id, self.sent)
             (out,) = self.runner.process(given)
             assert out.sequence == self.sent
             assert bool(out.marks) == (out.array is given.array)  # either denoised, or as it was and marked
@@ -233,3 +246,79 @@ def test_the_model_file_is_corrupted_while_frames_flow(tmp_path, backends):
     restarted.finish()
     assert not any(restarted.reasons())
     assert dataclasses.asdict(restarted.images[0].provenance[-1])["model"] == "mr-denoise"
+
+
+class Camera:
+    """60 frames; the first backend fails after 20, the second may be loaded after 40. Nothing is waited for."""
+
+    def __init__(self, backends, runner):
+        self.backends, self.runner, self.halt = backends, runner, threading.Event()
+
+    def run(self, emit):
+        first, second = self.backends
+        emit(Scan("s", "MR", ("y", "x"), (64, 48), "float32", 0))
+        for n in range(N_FRAMES):
+            if n == 20:
+                first.failure = RuntimeError("the GPU is gone")
+            if n == 40:
+                second.loading.set()
+                until(lambda: self.runner().status()["model_state"] == "running")
+            emit(frame("s", n))
+            until(lambda n=n: self.runner().n_frames > n)  # else the failure would meet frames that wait
+        emit(End("s", "complete", n_frames=N_FRAMES))
+        self.halt.wait(WAIT_S)
+
+    def stop(self):
+        self.halt.set()
+
+    def status(self):
+        return {}
+
+
+class Screen:
+    def __init__(self):
+        self.images, self.ages_s, self.ended = [], [], threading.Event()
+
+    def begin(self, scan):
+        pass
+
+    def frame(self, image):
+        self.images.append(image)
+        self.ages_s.append((time.monotonic_ns() - image.received_ns) / 1e9)
+
+    def end(self, end):
+        self.ended.set()
+
+    def status(self):
+        return {}
+
+
+def test_in_the_graph_the_backend_raises_and_every_frame_keeps_coming_within_the_deadline(
+    tmp_path, backends, monkeypatch
+):
+    """The next backend cannot load for 20 frames: were one of them to wait for it, it would wait for ever."""
+    small_trial(tmp_path / "models")
+    backends[1].loading.clear()
+    screen, built = Screen(), []
+    camera = Camera(backends, lambda: built[0].stages[0])
+    for kind, name, thing in (("sources", "camera", camera), ("sinks", "screen", screen)):
+        module = types.ModuleType(f"operators.{kind}.{name}")
+        module.make = lambda settings, context, thing=thing: thing
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    pipeline = settings.Pipeline(
+        source=settings.Operator(name="camera", settings=OperatorSettings()),
+        stages=(settings.Operator(name="denoise", settings=Settings()),),
+        sinks=(settings.Operator(name="screen", settings=OperatorSettings()),),
+        deadline_ms=1000 * WAIT_S,
+    )
+    alarms = {}
+    context = Context("p", tmp_path, tmp_path, models_dir=tmp_path / "models", alarm=alarms.__setitem__)
+    built.append(graph.Graph(pipeline, context))
+    stopping = threading.Event()
+    threading.Thread(target=lambda: (screen.ended.wait(WAIT_S), stopping.set())).start()
+    assert graph.run_graph(built[0], stopping) == ""
+    assert [image.sequence for image in screen.images] == list(range(N_FRAMES))
+    assert [bool(image.marks) for image in screen.images] == [False] * 20 + [True] * 20 + [False] * 20
+    assert all("first f32 failed: the GPU is gone" in image.marks[0].reason for image in screen.images[20:40])
+    assert built[0].status()["stages"]["denoise"]["deadline_misses"] == 0 and max(screen.ages_s) < WAIT_S
+    assert alarms["model mr-denoise"] == "runs degraded on second f32: first f32: the GPU is gone"
