@@ -30,7 +30,7 @@ SEED = 1
 N_LEAVES, N_PHANTOMS = 800, 400
 BATCH, PATCH_PX = 16, 64
 GOLDEN_PX = (96, 80)
-TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of brightest tissue 1; f32: order of summation, bf16: 8 bits of mantissa
+TOLERANCE = {"f32": 2e-5, "bf16": 3e-2}  # f32: order of summation; bf16: 8 bits, twice what AVX-512 BF16 gave
 STEPS, LEARNING_RATE = 40_000, 2e-3  # on dead leaves
 FINISH_STEPS, FINISH_RATE = 12_000, 1e-3  # then on phantoms too
 
