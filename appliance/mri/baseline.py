@@ -20,6 +20,8 @@ HISTORY_FRAMES = 16  # frames that make the running baseline
 READY_FRAMES = 3  # before that only the absolute rules judge
 SEEN = 3.0  # usual signal power over noise from which on a loss of it can be told
 MIN_NOISE_SAMPLES = 32  # fewer samples at the edge of k-space do not tell the noise
+KEEP = np.float32(0.9)  # what each new frame leaves of a running mean
+CENTRE_PX = 24  # lines and columns around the centre of k-space that tell a shift
 CLIPPING_LINES = 8  # lines with the largest values, where clipping is looked for
 N_BASELINES = 128  # slice positions, contrasts and sampling patterns that are remembered
 ADOPT_FRAMES = 50  # after so many frames in a row a changed signal level is the new normal
@@ -46,6 +48,7 @@ class Levels:
     signal: Floats  # (coil,): of the strongest lines, noise included
     brightest: NDArray[np.intp]  # lines of the whole frame that hold the largest values
     sparse: bool = False  # most samples within the lines were not acquired
+    centre: Kspace | None = None  # (coil, line, column) around the strongest sample
 
     @property
     def level(self) -> float:
@@ -78,13 +81,16 @@ class Baseline:
     spread: Floats | None = None  # … and 1.48 MAD
     edges: Floats | None = None
     strongest: NDArray[np.intp] | None = None  # lines that carry most of the signal
+    block: tuple[slice, slice, slice] | None = None  # where the centre of k-space is
+    centre: Kspace | None = None  # running mean of what is there
     last_lines: Floats | None = None  # of the frame before, clean or not
 
     def accept(self, levels: Levels) -> None:
         """Take a clean frame."""
         scalars = [levels.level, levels.snr_db or 0.0]
         self.rows.append(np.concatenate([levels.net, levels.noise, scalars]))
-        self.edges = levels.edges if self.edges is None else 0.9 * self.edges + 0.1 * levels.edges
+        self.edges = _running(self.edges, levels.edges)
+        self.centre = _running(self.centre, levels.centre)
         if len(self.rows) >= READY_FRAMES:
             rows = np.stack(self.rows)
             self.usual = lower_median(rows)
@@ -101,7 +107,11 @@ class Baseline:
     def forget(self) -> None:
         """Start anew: what was a change has become the normal state."""
         self.rows.clear()
-        self.usual = self.spread = self.edges = None
+        self.usual = self.spread = self.edges = self.centre = None
+
+
+def _running(mean: Any, value: Any) -> Any:
+    return value if mean is None or value is None else KEEP * mean + (1 - KEEP) * value
 
 
 def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Baseline) -> Levels:
@@ -119,15 +129,26 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
     some = kspace[:, ::8, ::8].any(axis=0)  # enough to tell
     sparse = bool(2 * np.count_nonzero(some) < some.size)
     brightest = np.argsort(lines.max(axis=0))[-CLIPPING_LINES:]
+    calibrated = not imaging.all()
     lines, left, right, ky = lines[:, imaging], left[:, imaging], right[:, imaging], ky[imaging]
     if baseline.strongest is None or not baseline.rows:
         baseline.strongest = np.argsort(np.log(lines + 1e-38).mean(axis=0))[-max(1, len(ky) // 16) :]
+        baseline.block = _block(kspace[:, imaging], int(np.median(baseline.strongest)))
+    centre = (kspace[:, imaging] if calibrated else kspace)[baseline.block]
     distance = np.abs(2 * ky - ky.min() - ky.max())
     outer = ((left + right) / 2)[:, 2 * distance >= distance.max()]
     known = outer.shape[1] * width >= MIN_NOISE_SAMPLES and not sparse
     noise = lower_median(outer.T) if known else np.zeros(len(lines))
     signal = lines[:, baseline.strongest].mean(axis=1)
-    return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse)
+    return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse, centre.copy())
+
+
+def _block(kspace: Kspace, line: int) -> tuple[slice, slice, slice]:
+    """Where CENTRE_PX lines and columns around the strongest sample near `line` are; fewer at an edge."""
+    columns = np.abs(kspace[:, max(line - 2, 0) : line + 3]).sum(axis=(0, 1))
+    column = int(columns.argmax())
+    half = CENTRE_PX // 2
+    return slice(None), slice(max(line - half, 0), line + half), slice(max(column - half, 0), column + half)
 
 
 class Baselines:
