@@ -25,12 +25,14 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from appliance.inference.card import Card, Golden, Input, Output, Training
+from appliance.inference.golden import plain_inputs, write_golden
 from appliance.inference.onnxruntime import OnnxRuntime
 from operators.stages.denoise import MOST_SIGMA
 from training.dead_leaves import dead_leaves
 from training.validate_denoise import rician, validate_denoise
 
 SEED = 1
+GOLDEN_PX = (96, 80)
 N_IMAGES, IMAGE_PX = 200, 256
 BATCH, PATCH_PX = 16, 64
 STEPS = 20_000
@@ -38,7 +40,7 @@ LEARNING_RATE = 5e-3
 EMA = 0.999
 LARGEST_SIGMA = 0.15  # of the brightest tissue
 WIDTH, DEPTH = 16, 6
-TOLERANCE = {"f32": 2e-5, "bf16": 1e-2}  # of brightest tissue 1; f32: order of summation, bf16: 8 bits of mantissa
+TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of brightest tissue 1; f32: order of summation, bf16: 8 bits of mantissa
 
 
 def network() -> nn.Sequential:
@@ -123,13 +125,16 @@ def to_onnx(net: nn.Module) -> bytes:
     return model.SerializeToString()
 
 
-def golden(net: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return an input that no training step saw, and what the trained network itself gives for it."""
-    rng = np.random.default_rng([SEED, N_IMAGES])
-    image = rician(rng, dead_leaves(rng, 96)[:, :80], 0.05)
-    given = np.stack([image, np.full_like(image, 0.05)])[None]
-    with torch.no_grad():
-        return given, net(torch.from_numpy(given)).numpy()
+def golden_inputs() -> dict[str, tuple[NDArray[np.float32]]]:
+    """Return plain inputs and noisy images over the whole range of levels, none of which a training step saw."""
+    cases = plain_inputs([(1, 2, *GOLDEN_PX)])
+    for (given,) in cases.values():
+        given[:, 1] *= LARGEST_SIGMA  # a level outside its range says nothing of an engine
+    for percent in (0, 1, 2, 5, 10, 15):
+        rng = np.random.default_rng([SEED, N_IMAGES, percent])
+        image = rician(rng, dead_leaves(rng, GOLDEN_PX[0])[:, : GOLDEN_PX[1]], percent / 100)
+        cases[f"sigma_{percent:02}"] = (np.stack([image, np.full_like(image, percent / 100)])[None],)
+    return cases
 
 
 def write_card(folder: Path, minutes: float, series: Path | None) -> Card:
@@ -160,22 +165,23 @@ def write_card(folder: Path, minutes: float, series: Path | None) -> Card:
             smallest_px=16,
             typical_px=256,
             largest_px=1024,
+            multiple_px=2,
         ),
         "output": Output(name="noise", meaning="to be subtracted from the image, in the input's units"),
-        "golden": Golden(
-            file="mr-denoise.golden.npz",
-            sha256=hashlib.sha256((folder / "mr-denoise.golden.npz").read_bytes()).hexdigest(),
-            tolerance=TOLERANCE,
-        ),
-        "deadline_ms": 10.0,
+        "deadline_ms": 50.0,  # 20 frames a second; an old machine keeps that
         "training": Training(
             command="python -m training.mr_denoise --series mr_t1_siemens_HFS.tar.xz",
             time=f"{minutes:.0f} minutes on one core of an AMD EPYC, shared; seed {SEED}, {STEPS} steps",
         ),
     }
-    shapes = Card.model_construct(**draft).shapes
-    session = OnnxRuntime().load(onnx_bytes, shapes, "f32")
-    card = Card(**draft, validated_on=validate_denoise(session.run, series))
+    signature = Card.model_construct(**draft).signature
+    session = OnnxRuntime().load(onnx_bytes, signature, "f32")
+    golden = Golden(
+        file="mr-denoise.golden.npz",
+        sha256=write_golden(folder / "mr-denoise.golden.npz", onnx_bytes, signature, golden_inputs()),
+        tolerance=TOLERANCE,
+    )
+    card = Card(**draft, golden=golden, validated_on=validate_denoise(session.run, series))
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     (folder / "mr-denoise.yaml").write_text(text)
     return card
@@ -194,8 +200,6 @@ def main() -> None:
     pool = np.stack([dead_leaves(np.random.default_rng([SEED, i]), IMAGE_PX) for i in range(N_IMAGES)])
     net = train(torch.from_numpy(pool))
     (given.folder / "mr-denoise.onnx").write_bytes(to_onnx(net))
-    golden_input, golden_output = golden(net)
-    np.savez(given.folder / "mr-denoise.golden.npz", input=golden_input, output=golden_output)
     card = write_card(given.folder, (time.monotonic() - start) / 60, given.series)
     for row in card.validated_on:
         print(f"{row.data}, {row.noise_percent} %: {row.noisy_db} -> {row.model_db} dB, peer {row.other_db} dB")

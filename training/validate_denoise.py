@@ -47,7 +47,7 @@ def validation_sets(series: Path | None) -> Iterator[tuple[str, list[Image]]]:
         yield f"T1 head of {series.name}, {len(slices)} slices, their own noise counted as truth", slices
 
 
-def validate_denoise(run: Callable[[Image], Image], series: Path | None) -> list[Validation]:
+def validate_denoise(run: Callable[[Image], tuple[Image, ...]], series: Path | None) -> list[Validation]:
     """Return one row for each kind of image, noise level, and way to know the noise level."""
     rows = []
     for what, truths in validation_sets(series):
@@ -68,7 +68,7 @@ def validate_denoise(run: Callable[[Image], Image], series: Path | None) -> list
     return rows
 
 
-def _compare(run: Callable[[Image], Image], truth: Image, noise: float) -> list[float]:
+def _compare(run: Callable[[Image], tuple[Image, ...]], truth: Image, noise: float) -> list[float]:
     """Return PSNR of the noisy image, the model with the known level, with the estimated level, and the peer."""
     peak = float(truth.max())
     sigma = noise * peak

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import appliance
 from appliance.errors import ModelError
-from appliance.inference.backend import Precision, Shapes
+from appliance.inference.backend import Precision, Shape, Shapes, Signature
+from appliance.inference.golden import Case, read_golden
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,6 +35,16 @@ class Validation(_Part):
     other_db: float
 
 
+class Detection(_Part):
+    """How well one kind of fault is told from clean data; `other` is a named peer."""
+
+    data: Text
+    fault: Text
+    auroc: float = Field(ge=0, le=1, description="area under the receiver operating characteristic")
+    other: Text
+    other_auroc: float = Field(ge=0, le=1)
+
+
 class Input(_Part):
     name: Text
     channels: tuple[Text, ...] = Field(min_length=1)
@@ -44,6 +52,7 @@ class Input(_Part):
     smallest_px: int = Field(ge=1)
     typical_px: int = Field(ge=1)
     largest_px: int = Field(ge=1)
+    multiple_px: int = Field(1, ge=1, description="both sides are multiples of it")
 
 
 class Output(_Part):
@@ -51,8 +60,22 @@ class Output(_Part):
     meaning: Text
 
 
+class Memory(_Part):
+    """What a streaming model takes from one frame to the next: its second input and output, zeros at first."""
+
+    name: Text
+    output: Text
+    channels: int = Field(ge=1)
+    every_px: int = Field(ge=1, description="2: half the image's resolution")
+
+    def shape(self, y: int, x: int) -> Shape:
+        """The memory's shape beside an image of `y` by `x` pixels."""
+        return (1, self.channels, y // self.every_px, x // self.every_px)
+
+
 class Golden(_Part):
-    """Input and output kept from training; `tolerance` is the largest absolute error at each precision."""
+    """Cases kept from training; `tolerance` is the largest error at each precision, in units of the larger of 1 and
+    the largest value of a case (arithmetic's rounding grows with what it adds up)."""
 
     file: FileName
     sha256: Sha256
@@ -72,22 +95,27 @@ class Card(_Part):
     what: Text
     use: Literal["research use only, not for diagnosis"]
     trained_on: Text
-    validated_on: tuple[Validation, ...] = Field(min_length=1)
+    validated_on: tuple[Validation | Detection, ...] = Field(min_length=1)
     limits: tuple[Text, ...] = Field(min_length=1)
     file: FileName
     sha256: Sha256
     input: Input
     output: Output
+    memory: Memory | None = None
     golden: Golden
     deadline_ms: float = Field(gt=0)
     training: Training
 
     @property
-    def shapes(self) -> Shapes:
-        """The sizes that an engine is built for."""
+    def signature(self) -> Signature:
+        """Names and sizes of what goes in and comes out."""
+        sides = (self.input.smallest_px, self.input.typical_px, self.input.largest_px)
         n = len(self.input.channels)
-        small, typical, large = self.input.smallest_px, self.input.typical_px, self.input.largest_px
-        return Shapes((1, n, small, small), (1, n, typical, typical), (1, n, large, large))
+        inputs = {self.input.name: Shapes(*((1, n, side, side) for side in sides))}
+        if self.memory is None:
+            return Signature(inputs, (self.output.name,))
+        inputs[self.memory.name] = Shapes(*(self.memory.shape(side, side) for side in sides))
+        return Signature(inputs, (self.output.name, self.memory.output))
 
 
 class Model(NamedTuple):
@@ -95,8 +123,7 @@ class Model(NamedTuple):
 
     card: Card
     onnx: bytes
-    golden_input: NDArray[np.float32]  # (1, channel, y, x)
-    golden_output: NDArray[np.float32]
+    golden: tuple[Case, ...]
 
 
 def shipped_models() -> Path:
@@ -113,10 +140,9 @@ def read_model(name: str, folder: Path) -> Model:
     onnx = _read_vouched(path, card.file, card.sha256)
     golden = _read_vouched(path, card.golden.file, card.golden.sha256)
     try:
-        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
-            return Model(card, onnx, arrays["input"], arrays["output"])
-    except (KeyError, ValueError, OSError) as e:
-        raise ModelError(f"{path}: {card.golden.file} holds no arrays 'input' and 'output'; restore the file") from e
+        return Model(card, onnx, read_golden(golden))
+    except ModelError as e:
+        raise ModelError(f"{path}: {card.golden.file}: {e}") from e
 
 
 def _read_card(path: Path) -> Card:

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _errors
 
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Shapes, one_line
+from appliance.inference.backend import Precision, Signature, check_signature, one_line, shapes_of
 from appliance.inference.gpu import find_gpu
 
 onnxruntime.disable_telemetry_events()
@@ -30,17 +30,17 @@ _FAILURES = (  # it has no common parent class for them
 class _Session:
     takes: Literal["host", "device"] = "host"  # the CUDA provider copies
 
-    def __init__(self, session: onnxruntime.InferenceSession, engine_digest: str) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, engine_digest: str) -> None:
         self._session = session
-        self._input = session.get_inputs()[0].name
+        self._inputs, self._outputs = tuple(signature.inputs), signature.outputs
         self.engine_digest = engine_digest
 
-    def run(self, array: Array) -> Array:
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
         try:
-            return self._session.run(None, {self._input: array})[0]
+            return tuple(self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
         except _FAILURES as e:
             raise ModelError(
-                f"onnxruntime: run failed for shape {array.shape}: {one_line(e)}; see the card's limits"
+                f"onnxruntime: run failed for shape {shapes_of(arrays)}: {one_line(e)}; see the card's limits"
             ) from e
 
 
@@ -69,7 +69,7 @@ class OnnxRuntime:
         gpu = find_gpu() if self.on_gpu else "cpu"
         return f"{self.name} {onnxruntime.__version__} on {gpu}"
 
-    def load(self, model: bytes, shapes: Shapes, precision: Precision) -> _Session:
+    def load(self, model: bytes, signature: Signature, precision: Precision) -> _Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -82,5 +82,11 @@ class OnnxRuntime:
             raise ModelError(f"{self.name}: cannot load the model: {one_line(e)}; restore the model file") from e
         if session.get_providers()[0] != self._provider:  # it falls back to the CPU with only a log line
             raise ModelError(f"{self.name}: got {session.get_providers()[0]!r}; check the CUDA libraries")
+        check_signature(
+            self.name,
+            {found.name: found.shape[1] if isinstance(found.shape[1], int) else None for found in session.get_inputs()},
+            tuple(found.name for found in session.get_outputs()),
+            signature,
+        )
         digest = hashlib.sha256(model + f"{self.fingerprint()} {precision}".encode()).hexdigest()
-        return _Session(session, digest)
+        return _Session(session, signature, digest)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from appliance.arrays import to_device, to_host
+from appliance.context import Context
 from appliance.errors import ModelError
 from appliance.frames import Array
 from appliance.inference.backend import Backend, Precision, Session
@@ -39,16 +40,29 @@ class LiveModel:
         self._session = session
         self._lock = threading.Lock()  # a session serves one thread at a time
 
-    def run(self, array: Array) -> Array:
-        """Give the model's output for `array`, float32 (1, channel, y, x), host or device; stays where it is."""
-        on_host, wants_host = isinstance(array, np.ndarray), self._session.takes == "host"
-        if on_host == wants_host:
-            return self._serve(array)
-        return to_device(self._serve(to_host(array))) if wants_host else to_host(self._serve(to_device(array)))
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """Give the model's outputs, float32, in the order of the ONNX graph; where the first of `arrays` is.
 
-    def _serve(self, array: Array) -> Array:
+        `arrays` are float32 (1, channel, y, x), host or device: the image, and a streaming model's memory (see the
+        card). Raises ModelError.
+        """
+        on_host, wants_host = isinstance(arrays[0], np.ndarray), self._session.takes == "host"
+        if on_host == wants_host:
+            return self._serve(arrays)
+        if wants_host:
+            return tuple(to_device(a) for a in self._serve(tuple(to_host(a) for a in arrays)))
+        return tuple(to_host(a) for a in self._serve(tuple(to_device(a) for a in arrays)))
+
+    def warm_up(self, y: int, x: int) -> None:
+        """Make the kernels for images of `y` by `x` pixels now, before the first frame. Raises ModelError."""
+        shapes = [(1, len(self.card.input.channels), y, x)]
+        if self.card.memory is not None:
+            shapes.append(self.card.memory.shape(y, x))
+        self.run(*(np.zeros(shape, np.float32) for shape in shapes))
+
+    def _serve(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         with self._lock:
-            return self._session.run(array)
+            return self._session.run(*arrays)
 
     def status(self) -> dict[str, Any]:
         """Plain values for console, API and journal."""
@@ -59,7 +73,7 @@ class LiveModel:
             "precision": self.precision,
             "parity_max_error": self.parity.max_error,
             "parity_tolerance": self.parity.tolerance,
-            "parity_ms": round(self.parity.milliseconds, 2),
+            "parity_p95_ms": round(self.parity.p95_ms, 2),
             "degraded": "; ".join(self.degraded),
         }
 
@@ -95,7 +109,7 @@ def first_that_passes(
             absent.append(f"{label}: {reason}")
             continue
         try:
-            session = backend.load(model.onnx, model.card.shapes, precision)
+            session = backend.load(model.onnx, model.card.signature, precision)
             parity = check_parity(session, model, precision)
         except ModelError as e:
             failed.append(f"{label}: {e}")
@@ -106,20 +120,21 @@ def first_that_passes(
     raise ModelError(f"{model.card.name}: no backend reproduces its golden output here ({reasons}); restore the model")
 
 
-@cache
 def open_model(
-    name: str,
-    models_dir: Path | None,
-    engines: Path,
-    device: str = "cpu",
-    precision: Literal["auto", "f32", "bf16"] = "auto",
-    threads: int = 1,
+    name: str, context: Context, precision: Literal["auto", "f32", "bf16"] = "auto", threads: int = 1
 ) -> LiveModel:
-    """Open the model `name` of `models_dir` (None: the shipped ones), once per process.
+    """Open the model `name`, once per process. "auto" takes bf16 where the CPU has it. Raises ModelError.
 
-    `engines` is the folder of built engines, used only where one is built. "auto" takes bf16 where the CPU has it.
-    Raises ModelError.
+    What it runs on is in `status()`; the alarm "model NAME" says when that is not the best this site asked for.
     """
+    live = _open(name, context.models_dir, context.data_dir / "engines", context.device, precision, threads)
+    degraded = "; ".join(live.degraded)
+    context.alarm(f"model {name}", degraded and f"runs degraded on {live.backend}: {degraded}")
+    return live
+
+
+@cache
+def _open(name: str, models_dir: Path | None, engines: Path, device: str, precision: str, threads: int) -> LiveModel:
     model = read_model(name, models_dir or shipped_models())
     return first_that_passes(
         model,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Shapes, one_line
+from appliance.inference.backend import Precision, Signature, check_signature, one_line, shapes_of
 
 
 @cache
@@ -43,18 +43,20 @@ def has_native_bf16() -> bool:
 class _Session:
     takes: Literal["host", "device"] = "host"
 
-    def __init__(self, compiled: Any, engine_digest: str) -> None:
+    def __init__(self, compiled: Any, signature: Signature, engine_digest: str) -> None:
         self._request = compiled.create_infer_request()
+        self._inputs, self._outputs = tuple(signature.inputs), signature.outputs
         self.engine_digest = engine_digest
 
-    def run(self, array: Array) -> Array:
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
         try:
-            self._request.infer([array], share_inputs=True)
+            self._request.infer(dict(zip(self._inputs, arrays, strict=True)), share_inputs=True)
         except RuntimeError as e:
             raise ModelError(
-                f"openvino: run failed for shape {array.shape}: {one_line(e)}; see the card's limits"
+                f"openvino: run failed for shape {shapes_of(arrays)}: {one_line(e)}; see the card's limits"
             ) from e
-        return self._request.get_output_tensor(0).data.copy()  # its memory is reused by the next call
+        # copied: its memory is reused by the next call
+        return tuple(self._request.get_tensor(name).data.copy() for name in self._outputs)
 
 
 class OpenVino:
@@ -74,7 +76,7 @@ class OpenVino:
     def fingerprint(self) -> str:
         return f"openvino {_openvino().__version__} on {_core().get_property('CPU', 'FULL_DEVICE_NAME')}"
 
-    def load(self, model: bytes, shapes: Shapes, precision: Precision) -> _Session:
+    def load(self, model: bytes, signature: Signature, precision: Precision) -> _Session:
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self._threads,
@@ -89,5 +91,15 @@ class OpenVino:
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if got != precision:
             raise ModelError(f"openvino: asked for {precision}, compiled for {got!r}; set precision: f32")
+        check_signature(
+            self.name,
+            {port.get_any_name(): _n_channels(port.get_partial_shape()) for port in compiled.inputs},
+            tuple(port.get_any_name() for port in compiled.outputs),
+            signature,
+        )
         digest = hashlib.sha256(model + f"{self.fingerprint()} {precision} {self._threads}".encode()).hexdigest()
-        return _Session(compiled, digest)
+        return _Session(compiled, signature, digest)
+
+
+def _n_channels(shape: Any) -> int | None:
+    return shape[1].get_length() if shape.rank.is_static and shape[1].is_static else None

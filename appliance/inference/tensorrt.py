@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Shapes
+from appliance.inference.backend import Precision, Signature, check_signature, shapes_of
 from appliance.inference.engine_cache import cached_engine
 from appliance.inference.gpu import ask_child, find_gpu
 
@@ -28,30 +28,31 @@ def _probe(module: str) -> tuple[str, str | None]:
 class _Session:
     takes: Literal["host", "device"] = "device"
 
-    def __init__(self, trt: Any, engine: bytes) -> None:
+    def __init__(self, trt: Any, engine: bytes, signature: Signature) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise ModelError(f"{trt.__name__}: this GPU refuses the engine; see the list of GPUs it supports")
         self._context = self._engine.create_execution_context()
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        modes = {self._engine.get_tensor_mode(name): name for name in names}  # one input, one output
-        self._input, self._output = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
+        self._inputs, self._outputs = tuple(signature.inputs), signature.outputs
         self.engine_digest = hashlib.sha256(engine).hexdigest()
 
-    def run(self, array: Array) -> Array:
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
         import cupy
 
-        array = cupy.ascontiguousarray(array, dtype=cupy.float32)
-        if not self._context.set_input_shape(self._input, array.shape):
-            raise ModelError(f"tensorrt: no profile takes shape {array.shape}; see the card's image sizes")
-        output = cupy.empty(tuple(self._context.get_tensor_shape(self._output)), cupy.float32)
-        self._context.set_tensor_address(self._input, array.data.ptr)
-        self._context.set_tensor_address(self._output, output.data.ptr)
+        arrays = tuple(cupy.ascontiguousarray(array, dtype=cupy.float32) for array in arrays)
+        for name, array in zip(self._inputs, arrays, strict=True):
+            if not self._context.set_input_shape(name, array.shape):
+                raise ModelError(f"tensorrt: no profile takes shape {array.shape}; see the card's image sizes")
+            self._context.set_tensor_address(name, array.data.ptr)
+        outputs = []
+        for name in self._outputs:
+            outputs.append(cupy.empty(tuple(self._context.get_tensor_shape(name)), cupy.float32))
+            self._context.set_tensor_address(name, outputs[-1].data.ptr)
         if not self._context.execute_async_v3(cupy.cuda.get_current_stream().ptr):
-            raise ModelError(f"tensorrt: run failed for shape {array.shape}; see the GPU's kernel log")
-        return output
+            raise ModelError(f"tensorrt: run failed for shape {shapes_of(arrays)}; see the GPU's kernel log")
+        return tuple(outputs)
 
 
 class TensorRT:
@@ -75,13 +76,13 @@ class TensorRT:
     def fingerprint(self) -> str:
         return f"{self.name} {_probe(self.name)[0]} on {find_gpu()}, tf32 off"
 
-    def load(self, model: bytes, shapes: Shapes, precision: Precision) -> _Session:
+    def load(self, model: bytes, signature: Signature, precision: Precision) -> _Session:
         trt = importlib.import_module(self.name)
-        key = f"{hashlib.sha256(model).hexdigest()} {self.fingerprint()} {precision} {shapes}"
-        return _Session(trt, cached_engine(self._cache, key, lambda: build_engine(trt, model, shapes)))
+        key = f"{hashlib.sha256(model).hexdigest()} {self.fingerprint()} {precision} {signature}"
+        return _Session(trt, cached_engine(self._cache, key, lambda: build_engine(trt, model, signature)), signature)
 
 
-def build_engine(trt: Any, model: bytes, shapes: Shapes) -> bytes:
+def build_engine(trt: Any, model: bytes, signature: Signature) -> bytes:
     """Compile `model` with the module `trt`. TensorRT-RTX does this without a GPU. Raises ModelError."""
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -89,12 +90,17 @@ def build_engine(trt: Any, model: bytes, shapes: Shapes) -> bytes:
     if not parser.parse(model):
         reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise ModelError(f"{trt.__name__}: cannot read the model: {reasons}; restore the model file")
+    found = [network.get_input(n) for n in range(network.num_inputs)]
+    channels = {tensor.name: tensor.shape[1] if tensor.shape[1] >= 0 else None for tensor in found}
+    outputs = tuple(network.get_output(n).name for n in range(network.num_outputs))
+    check_signature(trt.__name__, channels, outputs, signature)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, *shapes)
+    for name, shapes in signature.inputs.items():
+        profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ModelError(f"{trt.__name__}: cannot build an engine for {shapes.typical}; see its log on stderr")
+        raise ModelError(f"{trt.__name__}: cannot build an engine for {signature}; see its log on stderr")
     return bytes(engine)

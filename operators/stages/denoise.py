@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from appliance.arrays import namespace
@@ -42,7 +41,11 @@ class Settings(OperatorSettings):
 
 
 def remove_noise(
-    image: Array, noise_level: Array | float, scale: float, run: Callable[[Array], Array], strength: float = 1.0
+    image: Array,
+    noise_level: Array | float,
+    scale: float,
+    run: Callable[[Array], tuple[Array, ...]],
+    strength: float = 1.0,
 ) -> Array:
     """Return `image` (y, x) less the noise that the model `run` names, as new float32 array on the same device.
 
@@ -53,7 +56,7 @@ def remove_noise(
     both = xp.stack([image, xp.broadcast_to(level, image.shape)]) / xp.float32(scale)
     if any(n % 2 for n in image.shape):  # the model works on every second pixel
         both = xp.pad(both, [(0, 0), *((0, n % 2) for n in image.shape)], mode="reflect")
-    noise = run(both[None])[0, 0, : image.shape[0], : image.shape[1]] * xp.float32(scale)
+    noise = run(both[None])[0][0, 0, : image.shape[0], : image.shape[1]] * xp.float32(scale)
     most = MOST_SIGMA * level
     return image - xp.float32(strength) * xp.clip(noise, -most, xp.minimum(most, xp.abs(image)))
 
@@ -76,7 +79,7 @@ class Denoise:
         self._scan_id = scan.scan_id
         if None not in scan.shape:
             self._check_size(scan.shape)
-            self._denoise(np.ones(scan.shape, np.float32), 0.1, 1.0)  # kernels for this size are made now
+            self._live.warm_up(*(n + n % 2 for n in scan.shape if n is not None))
         return scan
 
     def _check_size(self, shape: tuple[int | None, ...]) -> None:
@@ -123,8 +126,4 @@ class Denoise:
 
 def make(settings: Settings, context: Context) -> Denoise:
     """Open the model (once per process). Raises ModelError when it is missing, altered or fails its golden test."""
-    engines = context.data_dir / "engines"
-    live = open_model(settings.model, context.models_dir, engines, context.device, settings.precision, settings.threads)
-    degraded = "; ".join(live.degraded)
-    context.alarm(f"model {settings.model}", degraded and f"runs degraded on {live.backend}: {degraded}")
-    return Denoise(settings, live)
+    return Denoise(settings, open_model(settings.model, context, settings.precision, settings.threads))

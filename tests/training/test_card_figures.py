@@ -16,7 +16,7 @@ def test_the_card_says_what_is_measured():
     if not SERIES.exists():
         pytest.skip(f"no {SERIES}")
     model = read_model("mr-denoise", shipped_models())
-    session = OpenVino().load(model.onnx, model.card.shapes, "f32")
+    session = OpenVino().load(model.onnx, model.card.signature, "f32")
     measured = validate_denoise(session.run, SERIES)
     assert len(measured) == len(model.card.validated_on) == 12
     for row, said in zip(measured, model.card.validated_on, strict=True):
