@@ -10,9 +10,9 @@ from skimage.data import shepp_logan_phantom
 
 from appliance.mri.fault_features import fault_features
 from appliance.mri.phantom import cine_image
+from appliance.mri.rules import NETWORK_CLASSES as CLASSES
 from training.simulate_faults import Acquired, Coils, Image, Scene, acquire, anatomy
 
-CLASSES = ("ghosting", "motion", "wrap", "spike", "zipper", "clipping", "line_drop")
 CLEAN = ("", "", "", "low_snr", "noisy_coil")  # what the network must not take for one of its classes
 CLEAN_PART = 0.35
 
@@ -54,12 +54,12 @@ def _fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Imag
 
 
 def features_of(acquired: Acquired) -> NDArray[np.float32]:
-    """Return what the network sees, (2, y, x)."""
+    """Return what the network sees, (3, y, x)."""
     return np.asarray(fault_features(acquired.image, acquired.kspace)[0])
 
 
 def samples(scene: Scene, rng: np.random.Generator, n: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Return features (n, 2, y, x) of frames of one scene, and labels (n, class): clean, or one fault."""
+    """Return features (n, 3, y, x) of frames of one scene, and labels (n, class): clean, or one fault."""
     features, labels = [], np.zeros((n, len(CLASSES)), np.float32)
     for i in range(n):
         fault = str(rng.choice(CLEAN)) if rng.uniform() < CLEAN_PART else str(rng.choice(CLASSES))

@@ -13,13 +13,15 @@ from appliance.arrays import to_host
 from appliance.faults.detector import Rule
 from appliance.frames import Finding, Frame, Scan
 from appliance.mri import quality
-from appliance.mri.baseline import Baseline, Baselines, Bools, Kspace, Levels, measure
+from appliance.mri.baseline import Baseline, Baselines, Levels, measure
+from appliance.mri.consistency import find_inconsistency, find_odd_even_ghost
 from appliance.mri.image_quality import find_ghosting, find_unusable_image, find_wrap, judge_image
 from appliance.mri.line_quality import find_displacement, find_line_drop, find_zipper
-from appliance.mri.rules import RULES
+from appliance.mri.rules import RULES, Bools, Found, Kspace
+from appliance.mri.second_opinion import Network, find_by_network, log_odds, with_opinion
 
 KSPACE_AXES = ("coil", "ky", "kx")
-NEED_KSPACE = [name for name in RULES if name not in ("ghosting", "signal_drop", "slice_dropout", "frozen")]
+WITHOUT_KSPACE = ("ghosting", "signal_drop", "slice_dropout", "frozen")
 LASTING = ("signal_drop", "low_snr", "displacement")  # a change that lasts becomes the new normal
 
 
@@ -28,8 +30,9 @@ class MrFaults:
 
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
-    def __init__(self, thresholds: Mapping[str, float]) -> None:
+    def __init__(self, thresholds: Mapping[str, float], network: Network | None = None) -> None:
         self._thresholds = thresholds
+        self._network = network
         self._baselines = Baselines()
         self._lost: dict[Hashable, float] = {}  # part of the usual signal lost, newest frame of each slice
         self.measured: dict[str, float] = {}
@@ -58,9 +61,19 @@ class MrFaults:
             image = to_host(frame.array if frame.original is None else frame.original)
         self.measured, self.unchecked = {}, []
         found = self._judge_raw(frame, kspace, image)
-        if image is not None and not found:
+        if image is None or any(finding.severity == "alarm" for finding in found):
+            return found
+        if not found:
             found = self._judge_image(image, raw=kspace is not None)
-        return found
+        return found if kspace is None else self._ask_network(image, kspace, found)
+
+    def _ask_network(self, image: Any, kspace: Any, found: list[Finding]) -> list[Finding]:
+        """Add the second opinion to what rules found, and what only the network finds."""
+        if self._network is None or image.ndim != 2 or any(finding.severity == "alarm" for finding in found):
+            return found
+        odds = log_odds(self._network, image, to_host(kspace))
+        self.measured |= odds
+        return [with_opinion(f, odds) for f in found] + find_by_network(odds, self._thresholds, found)
 
     def _judge_raw(self, frame: Frame, kspace: Any, image: Any) -> list[Finding]:
         """Judge the raw data, or the image where there is none, against what is usual."""
@@ -68,7 +81,7 @@ class MrFaults:
         if kspace is None:
             key = (*where, *image.shape)
             found, levels, lost = judge_image(image, self._baselines.get(key), self._thresholds)
-            self.unchecked += NEED_KSPACE
+            self.unchecked += [n for n in RULES if n not in WITHOUT_KSPACE and not n.startswith("network")]
             self._note("signal_drop", lost)
         else:
             raw, ky, calibration = _raw(frame, kspace)
@@ -110,7 +123,20 @@ class MrFaults:
         moved = self._take(
             "displacement", find_displacement, levels, imaging_ky, n_columns, baseline, limit["displacement"]
         )
-        return moved + (signal or snr)
+        return moved + (signal or snr) + self._judge_lines(imaging_ky, baseline, levels)
+
+    def _judge_lines(self, ky: NDArray[np.int64], baseline: Baseline, levels: Levels) -> list[Finding]:
+        """Judge how the lines fit each other, once the scan has shown how they usually do."""
+        if levels.fit is None or baseline.residual is None or baseline.turn is None or baseline.block is None:
+            self.unchecked += ["motion", "odd_even"]
+            return []
+        inner = ky[baseline.block[1]][1:-1]
+        usual_turn = np.angle(baseline.turn)
+        found = self._take(
+            "motion", find_inconsistency, levels.fit, baseline.residual, inner, self._thresholds["motion"]
+        )
+        ghost = self._take("odd_even", find_odd_even_ghost, levels.fit, usual_turn, self._thresholds["odd_even"])
+        return ghost or found  # a ghost of odd and even lines says more
 
     def _told_apart(self, key: Hashable, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Say "slice dropout" where a slice lost signal and the others did not."""
@@ -133,7 +159,7 @@ class MrFaults:
             found += self._take("wrap", find_wrap, image, self._thresholds["wrap"])
         return found
 
-    def _take(self, rule: str, find: Callable[..., quality.Found], *given: Any) -> list[Finding]:
+    def _take(self, rule: str, find: Callable[..., Found], *given: Any) -> list[Finding]:
         measured, found = find(*given)
         self._note(rule, measured)
         return found

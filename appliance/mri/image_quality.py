@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from appliance.frames import Finding
-from appliance.mri.baseline import Baseline, Bools, Floats, Levels
-from appliance.mri.quality import Found, find_frozen, find_signal_drop
+from appliance.mri.baseline import Baseline, Levels
+from appliance.mri.quality import find_frozen, find_signal_drop
+from appliance.mri.rules import Bools, Floats, Found
 
 TISSUE = 0.5  # of the mean of what is brighter than the mean; stronger ghosts than this look like a body
 MIN_WRAP_PX = 32

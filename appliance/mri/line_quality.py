@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from appliance.frames import Finding
-from appliance.mri.baseline import Baseline, Bools, Kspace, Levels
-from appliance.mri.quality import Found
+from appliance.mri.baseline import Baseline, Levels
+from appliance.mri.rules import Bools, Found, Kspace
 
 ZIPPER_LINES = 64  # outermost lines that are looked at; more only cost time
 ZIPPER_BESIDE = 25  # columns whose median is the level that is expected

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.frames import Finding
-from appliance.mri.baseline import Baseline, Floats, Kspace, Levels, lower_median, upper_median
-
-Found = tuple[float | None, list[Finding]]
+from appliance.mri.baseline import Baseline, Levels, lower_median, upper_median
+from appliance.mri.rules import Floats, Found, Kspace
 
 CORE_SPIKE = 2.5  # how much stricter the spike rule is near the centre of k-space, where the peak is steep
 CORE_LEVEL = 0.05  # "near the centre": the neighbours reach this part of the largest neighbourhood …

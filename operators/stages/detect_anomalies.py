@@ -17,13 +17,15 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from appliance.context import Context
-from appliance.errors import StageError, StorageError
+from appliance.errors import ModelError, StageError, StorageError
 from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned
 from appliance.faults.detector import Detector, default_thresholds
 from appliance.faults.events import EventLog
 from appliance.faults.measurements import Recorder, recorder
 from appliance.frames import Frame, Scan
+from appliance.inference.open_model import open_model
 from appliance.mri.faults import MrFaults
+from appliance.mri.second_opinion import Network
 from operators import OperatorSettings
 
 DETECTORS: Mapping[str, type[Detector]] = {"MR": MrFaults}
@@ -43,6 +45,12 @@ class Settings(OperatorSettings):
         {}, description="By rule, larger is less sensitive; for rules where commissioning is not to decide."
     )
 
+    model: str = Field(
+        "mr-faults",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="Network for a second opinion on MR; empty for none. Rules do without it.",
+    )
+
     @field_validator("rules", "thresholds")
     @classmethod
     def _are_known(cls, given: Any) -> Any:
@@ -55,8 +63,10 @@ class Settings(OperatorSettings):
 class DetectAnomalies:
     """One scan: its detector, what happened when, and what is an alarm now."""
 
-    def __init__(self, settings: Settings, context: Context, commissioned: Commissioned | None) -> None:
-        self._settings, self._context, self._commissioned = settings, context, commissioned
+    def __init__(
+        self, settings: Settings, context: Context, commissioned: Commissioned | None, network: Network | None
+    ) -> None:
+        self._settings, self._context, self._commissioned, self._network = settings, context, commissioned, network
         self._recorder: Recorder = recorder(context.data_dir / "faults", context.pipeline)
         self._detector: Detector | None = None
         self._setup_name, self._setup, self._unusual = "", None, 0.0
@@ -76,7 +86,8 @@ class DetectAnomalies:
         if self._setup:
             thresholds |= {name: learnt.threshold for name, learnt in self._setup.rules.items() if name in thresholds}
         off = {name: math.inf for name in thresholds if not self._wanted(name)}
-        self._detector = kind(thresholds | self._settings.thresholds | off)
+        thresholds |= self._settings.thresholds | off
+        self._detector = MrFaults(thresholds, self._network) if kind is MrFaults else kind(thresholds)
         try:
             self._detector.begin(scan)
         except ValueError as error:
@@ -85,7 +96,6 @@ class DetectAnomalies:
         return scan
 
     def frame(self, frame: Frame) -> Frame:
-        """Return `frame` with what was found added."""
         assert self._detector is not None, "begin comes first"
         found = [f for f in self._detector.judge(frame) if self._wanted(f.kind)]
         measured = self._detector.measured
@@ -105,27 +115,36 @@ class DetectAnomalies:
 
     def status(self) -> dict[str, Any]:
         """Counts by kind, the newest events, the last frame's measurements, and how far commissioning has come."""
-        detector = self._detector
-        own = {"measured": {}, "unchecked": []}
-        if detector:
-            own = {"measured": dict(detector.measured), "unchecked": list(detector.unchecked)}
-        return {**self._events.status(), **own, "commissioned": self._how_far(), "unusual": round(self._unusual, 2)}
+        own = self._detector
+        seen = {"measured": dict(own.measured), "unchecked": [*own.unchecked]} if own else {}
+        return {**self._events.status(), **seen, "commissioned": self._how_far(), "unusual": round(self._unusual, 2)}
 
     def _how_far(self) -> str:
         if self._setup:
             return f"for {self._setup_name}, from {self._setup.n_frames} frames"
+        what = f" for {self._setup_name}" if self._commissioned and self._setup_name else ""
         advice = f"run 'nearscan commission {self._context.pipeline}' after 500 clean frames"
-        if self._commissioned:
-            return f"not commissioned for {self._setup_name or 'this setup'}: default thresholds; {advice}"
-        return f"not commissioned: default thresholds; {advice}"
+        return f"not commissioned{what}: default thresholds; {advice}"
 
 
 def make(settings: Settings, context: Context) -> DetectAnomalies:
-    """Make the stage for one scan. A damaged file of commissioning is an alarm, and defaults are used."""
+    """Make the stage for one scan. Without what commissioning learnt defaults are used, without a model only rules."""
     problem, commissioned = "", None
     try:
         commissioned = read_commissioned(commissioned_path(context.data_dir, context.pipeline))
     except StorageError as error:
         problem = f"default thresholds are used: {error}"
     context.alarm("commissioning", problem)
-    return DetectAnomalies(settings, context, commissioned)
+    return DetectAnomalies(settings, context, commissioned, _open(settings.model, context))
+
+
+def _open(model: str, context: Context) -> Network | None:
+    """Open the network, once per process; None, with an alarm, when it cannot be used."""
+    if not model:
+        return None
+    try:
+        live = open_model(model, context, "f32")  # thresholds were set for f32
+    except ModelError as error:
+        context.alarm(f"model {model}", f"faults are looked for by rules only: {error}")
+        return None
+    return lambda features: live.run(features)[0]
