@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -16,8 +18,9 @@ from training.simulate_faults import Acquired, Coils, Image, Scene, acquire, ana
 CLEAN = ("", "", "", "low_snr", "noisy_coil")  # what the network must not take for one of its classes
 CLEAN_PART = 0.35
 
-TRAINED_SIDES = (128, 160, 192, 256)
-TRAINED_COILS = (4, 8, 12)
+N_BODIES, BODY_PX = 60, 128  # each in several scenes: drawing one takes a second
+TRAINED_SIDES = (96, 128, 160, 192)
+TRAINED_COILS = (4, 8)
 HELD_OUT_MATRICES = ((144, 208), (224, 176), (240, 240), (176, 320))
 HELD_OUT_COILS = (6, 10, 16)
 
@@ -25,11 +28,15 @@ HELD_OUT_COILS = (6, 10, 16)
 def trained_scene(seed: int, number: int) -> Scene:
     """Return a scene of dead leaves in a wavy body."""
     rng = np.random.default_rng([seed, number])
-    size = 192
     n_y, n_x = rng.choice(TRAINED_SIDES, 2)
-    truth = _fit(rng, anatomy(rng, size), (int(n_y), int(n_x)))
+    truth = _fit(rng, _body(seed, number % N_BODIES), (int(n_y), int(n_x)))
     coils = Coils.draw(rng, int(rng.choice(TRAINED_COILS)))
     return Scene(truth, coils, float(np.exp(rng.uniform(np.log(0.006), np.log(0.06)))), int(rng.integers(1, 3)))
+
+
+@lru_cache(maxsize=N_BODIES)
+def _body(seed: int, number: int) -> Image:
+    return anatomy(np.random.default_rng([seed, number, 4]), BODY_PX)
 
 
 def held_out_scene(seed: int, number: int) -> Scene:

@@ -34,8 +34,8 @@ from training.simulate_faults import acquire
 from training.validate_faults import validate_faults
 
 SEED = 1
-N_SCENES, N_PER_SCENE = 300, 14
-REDUCED_SCENES = 60
+N_SCENES, N_PER_SCENE = 300, 12
+REDUCED_SCENES = 50
 BATCH, EPOCHS = 32, 16
 LEARNING_RATE = 3e-3
 WIDTHS = (8, 16, 24, 24)
@@ -169,7 +169,7 @@ def write_card(folder: Path, minutes: float, onnx_bytes: bytes, reduced: bool) -
         "what": f"Names {len(CLASSES)} faults of an MRI acquisition from the image and log k-space: two branches of "
         f"four convolutions, {n_weights} weights. Detects these faults: {', '.join(CLASSES)}.",
         "use": "research use only, not for diagnosis",
-        "trained_on": f"{n_scenes * N_PER_SCENE} simulated frames of {n_scenes} dead-leaves bodies in rings of 4 to 12 "
+        "trained_on": f"{n_scenes * N_PER_SCENE} simulated frames of {n_scenes} dead-leaves bodies in rings of 4 or 8 "
         "coils, acceleration 1 and 2, with one planted fault or none. No patient data.",
         "limits": [
             "A fault that it was not trained on may pass as clean: see the leave-one-out table in docs/models.md.",

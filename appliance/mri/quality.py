@@ -195,11 +195,16 @@ def find_dropped_coils(levels: Levels, baseline: Baseline, limit: float, noisy: 
     return (None if baseline.usual is None else float(loss.max())), []
 
 
+def any_signal(levels: Levels) -> bool:
+    """Whether any coil has more than noise; true where the noise is not known."""
+    return levels.snr_db is None or float(levels.contrast.max()) >= NOISE_ONLY
+
+
 def find_low_snr(levels: Levels, baseline: Baseline, limit: float) -> Found:
     """Find no signal at all, or a loss of SNR against the usual frame."""
     if levels.snr_db is None:
         return None, []
-    if float(levels.contrast.max()) < NOISE_ONLY:
+    if not any_signal(levels):
         message = "no coil shows any signal above the noise; check the transmitter and the patient's position"
         return None, [Finding("low_snr", message, "warning", -levels.snr_db)]
     if baseline.usual is None or baseline.spread is None:
