@@ -146,6 +146,8 @@ class MrFaults:
             return found
         others = [part for other, part in self._lost.items() if other != key]
         self._lost[key] = lost
+        if not others:
+            return found
         dropout = self._take(
             "slice_dropout", quality.find_slice_dropout, lost, others, slice_index, self._thresholds["slice_dropout"]
         )

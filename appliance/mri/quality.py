@@ -233,9 +233,7 @@ def find_signal_drop(levels: Levels, baseline: Baseline, limit: float) -> Found:
 
 
 def find_slice_dropout(lost: float, others_lost: list[float], slice_index: int, limit: float) -> Found:
-    """Find a slice that lost signal while the other slices kept theirs; each part is of the slice's own usual."""
-    if not others_lost:
-        return None, []
+    """Find a slice that lost signal while the other slices (at least one) kept theirs; parts of each one's usual."""
     others_kept = max(1 - float(np.median(others_lost)), 1e-3)
     measured = 1 - (1 - lost) / others_kept
     if measured <= limit:
