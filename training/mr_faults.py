@@ -168,8 +168,8 @@ def write_card(folder: Path, minutes: float, onnx_bytes: bytes, reduced: bool) -
         "what": f"Names {len(CLASSES)} faults of an MRI acquisition from the image and log k-space: two branches of "
         f"four convolutions, {n_weights} weights. Detects these faults: {', '.join(CLASSES)}.",
         "use": "research use only, not for diagnosis",
-        "trained_on": f"{n_scenes * N_PER_SCENE} simulated frames of {n_scenes} bodies of dead leaves or ellipses, in rings of 5, 8 or "
-        "12 coils, acceleration 1 to 3, with one planted fault or none. No patient data.",
+        "trained_on": f"{n_scenes * N_PER_SCENE} simulated frames of {n_scenes} scenes, with one planted fault or none: "
+        "bodies of dead leaves or ellipses in rings of 5, 8 or 12 coils, acceleration 1 to 3. No patient data.",
         "limits": [
             "A fault that it was not trained on may pass as clean: see the leave-one-out table in docs/models.md.",
             "Simulated motion is a rigid shift or turn in the plane, in the order of lines; nothing else was tried.",

@@ -206,7 +206,8 @@ def find_low_snr(levels: Levels, baseline: Baseline, limit: float) -> Found:
         return None, []
     if not any_signal(levels):
         message = "no coil shows any signal above the noise; check the transmitter and the patient's position"
-        return None, [Finding("low_snr", message, "warning", -levels.snr_db)]
+        loss_db = -levels.snr_db + (0.0 if baseline.usual is None else float(baseline.usual[-1]))
+        return loss_db, [Finding("low_snr", message, "warning", loss_db, limit)]
     if baseline.usual is None or baseline.spread is None:
         return None, []
     loss_db = float(baseline.usual[-1]) - levels.snr_db

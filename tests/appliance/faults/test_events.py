@@ -55,10 +55,18 @@ def test_a_fault_of_every_slice_is_an_alarm_with_its_third_frame():
     assert told == ["warning", "warning", "alarm", "alarm"]
 
 
-def test_coils_and_kinds_are_voted_on_apart():
+def test_spikes_in_one_coil_now_and_another_then_persist_as_a_kind():
+    log = EventLog()
+    spikes = [Finding("spike", f"spike on coil {coil}", where={"coil": coil}) for coil in range(8)]
+    told = [log.record(sequence, 0, [spikes[sequence]])[0].severity for sequence in range(5)]
+    assert told == ["warning", "warning", "alarm", "alarm", "alarm"]
+    assert log.alarms()[0] == "spike on coil 0 (since frame 0)"
+
+
+def test_kinds_are_voted_on_apart():
     log = EventLog()
     for sequence in range(9):
-        (told,) = log.record(sequence, 0, [drop(sequence % 3)])
+        (told,) = log.record(sequence, 0, [Finding(f"kind {sequence % 3}", "")])
         assert told.severity == "warning"
 
 
