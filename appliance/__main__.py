@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "buffer": "appliance.commands.buffer",
     "commission": "appliance.commands.commission",
     "echo": "appliance.commands.send",
+    "models": "appliance.commands.models",
     "outbox": "appliance.commands.outbox",
     "route": "appliance.commands.route",
     "send": "appliance.commands.send",

@@ -220,7 +220,7 @@ class DisplayServer:
     def _post(self, packets: Packets) -> None:
         if not packets:
             return
-        self._last.update({kind: data for kind, data in packets.items() if kind != "IMAGE"})
+        self._last.update({kind: data for kind, data in packets.items() if not kind.startswith("IMAGE")})
         for display in list(self._displays.values()):
             display.post(packets)
             self._flush(display)

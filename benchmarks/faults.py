@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well faults of an MRI acquisition are found, beside a one-class score on the image, in the same run.
 
-    python -m benchmarks.faults [--json FILE] [--scenes N] [--clean-frames N]
+    python -m benchmarks.faults [--json FILE] [--scenes N] [--clean-frames N] [--model NAME]
 
 1. AUROC of each fault on held-out scenes (chest and Shepp-Logan head at matrices, coils and accelerations that nothing
    was trained on): the rule's measurement, the network's log odds, either of them (its rank among
@@ -76,11 +76,11 @@ T1_FILE = Path("../shared/data/series/mr_t1_siemens_HFS.tar.xz")
 Network = Callable[[Any], Any]
 
 
-def network() -> Network:
-    """The shipped model, as the stage opens it."""
-    live = open_model(
-        "mr-faults", Context("benchmark", Path(tempfile.gettempdir()), Path(tempfile.gettempdir())), "f32"
-    )
+def network(model: str) -> Network | None:
+    """The model as the stage opens it; None without one."""
+    if not model:
+        return None
+    live = open_model(model, Context("benchmark", Path(tempfile.gettempdir()), Path(tempfile.gettempdir())), "f32")
     return lambda features: live.run(features)[0]
 
 
@@ -104,7 +104,7 @@ def never() -> dict[str, float]:
     return dict.fromkeys(default_thresholds(RULES), np.inf)
 
 
-def measure_scene(scene: Scene, seed: int, net: Network) -> dict[str, tuple[dict[str, float], Acquired]]:
+def measure_scene(scene: Scene, seed: int, net: Network | None) -> dict[str, tuple[dict[str, float], Acquired]]:
     """Return what is measured of a clean frame ("") and of each fault, each after the same clean frames."""
     rng = np.random.default_rng([seed, 11])
     settled = MrFaults(never(), net)
@@ -118,7 +118,7 @@ def measure_scene(scene: Scene, seed: int, net: Network) -> dict[str, tuple[dict
     return found
 
 
-def auroc_table(n_scenes: int, net: Network) -> list[dict[str, Any]]:
+def auroc_table(n_scenes: int, net: Network | None) -> list[dict[str, Any]]:
     """One row for each fault."""
     peer = OneClass([features_of(acquire(trained_scene(3, i), np.random.default_rng([3, i]))) for i in range(80)])
     measured: dict[str, list[tuple[dict[str, float], float]]] = {}
@@ -130,7 +130,7 @@ def auroc_table(n_scenes: int, net: Network) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"fault": fault, "rule": rule, "scenes": n_scenes}
         scores = [np.array([[v.get(rule, 0.0) for v, _ in measured[of]]]) for of in ("", fault)]
         row["auroc_rule"] = auroc(*(score[0] for score in scores))
-        if fault in NETWORK_CLASSES:
+        if net is not None and fault in NETWORK_CLASSES:
             odds = [np.array([[v.get(f"network_{fault}", -99.0) for v, _ in measured[of]]]) for of in ("", fault)]
             row["auroc_network"] = auroc(*(odd[0] for odd in odds))
             scores = [np.concatenate(pair) for pair in zip(scores, odds, strict=True)]
@@ -172,7 +172,7 @@ class Patient:
             yield acquire(scene, rng, fault if i >= begin else "")
 
 
-def commissioned(coils: Coils, net: Network, n_patients: int = 12, n_frames: int = 100) -> Setup:
+def commissioned(coils: Coils, net: Network | None, n_patients: int = 12, n_frames: int = 100) -> Setup:
     """Thresholds that `nearscan commission` would set from these patients."""
     rules = tuple(default_thresholds(RULES))
     rows = []
@@ -184,7 +184,7 @@ def commissioned(coils: Coils, net: Network, n_patients: int = 12, n_frames: int
     return learn_setup(Measurements("benchmark", rules, np.array(rows, np.float32)), RULES, 1e-4)
 
 
-def false_alarms(coils: Coils, limits: Mapping[str, float], net: Network, n_frames: int) -> dict[str, Any]:
+def false_alarms(coils: Coils, limits: Mapping[str, float], net: Network | None, n_frames: int) -> dict[str, Any]:
     """Alarms by vote, and single findings, in clean frames of patients that commissioning did not see."""
     per_patient, findings, alarms = 500, Counter[str](), 0
     for number in range(max(1, n_frames // per_patient)):
@@ -196,7 +196,9 @@ def false_alarms(coils: Coils, limits: Mapping[str, float], net: Network, n_fram
     return {"clean_frames": max(1, n_frames // per_patient) * per_patient, "alarms": alarms, "findings": dict(findings)}
 
 
-def time_to_alarm(coils: Coils, limits: Mapping[str, float], net: Network, n_trials: int) -> list[dict[str, Any]]:
+def time_to_alarm(
+    coils: Coils, limits: Mapping[str, float], net: Network | None, n_trials: int
+) -> list[dict[str, Any]]:
     """Frames from the first faulty one to the alarm, counting it; None where ten frames bring none."""
     rows = []
     for fault in RULE_OF:
@@ -208,7 +210,9 @@ def time_to_alarm(coils: Coils, limits: Mapping[str, float], net: Network, n_tri
     return rows
 
 
-def _alarm_after(patient: Patient, limits: Mapping[str, float], net: Network, fault: str, seed: int) -> int | None:
+def _alarm_after(
+    patient: Patient, limits: Mapping[str, float], net: Network | None, fault: str, seed: int
+) -> int | None:
     detector, log, begin = MrFaults(limits, net), EventLog(), 12
     for sequence, acquired in enumerate(patient.frames(begin + 10, seed, fault, begin)):
         told = log.record(sequence, 0, detector.judge(frame_of(acquired, sequence)))
@@ -225,7 +229,7 @@ class RealScene(Scene):
         return np.asarray(to_image(real_slice()) / np.maximum(self.truth, 1e-12), np.complex64)
 
 
-def real_kspace(net: Network) -> list[dict[str, Any]]:
+def real_kspace(net: Network | None) -> list[dict[str, Any]]:
     """The semi-real brain slice with noise of its level: clean, then three frames with each fault."""
     kspace = real_slice()
     corner = np.concatenate([kspace[:, :12, :24].ravel(), kspace[:, -12:, -24:].ravel()])
@@ -248,7 +252,7 @@ def real_kspace(net: Network) -> list[dict[str, Any]]:
     return rows
 
 
-def real_slices(net: Network) -> dict[str, Any]:
+def real_slices(net: Network | None) -> dict[str, Any]:
     """The real T1 slices: as images, and as anatomy in simulated coils; findings with default thresholds."""
     slices = dicom_slices(T1_FILE)
     told: Counter[str] = Counter()
@@ -266,12 +270,12 @@ def real_slices(net: Network) -> dict[str, Any]:
     return {"images": len(slices), "frames_from_kspace": 6 * len(slices[6:-6]), "findings": dict(told)}
 
 
-def speed(net: Network) -> dict[str, float]:
+def speed(net: Network | None) -> dict[str, float]:
     """Milliseconds of CPU per 8-coil 256² frame: rules, and rules with the network."""
     scene = Scene(cine_image(0), Coils.draw(np.random.default_rng(1), 8), 0.02, 1)
     frames = [acquire(scene, np.random.default_rng(i)) for i in range(8)]
     result = {}
-    for name, used in (("rules_ms", None), ("rules_and_network_ms", net)):
+    for name, used in (("rules_ms", None), *([("rules_and_network_ms", net)] if net else [])):
         detector, times = MrFaults(default_thresholds(RULES), used), []
         for sequence in range(60):
             given = frame_of(frames[sequence % 8], sequence)
@@ -315,10 +319,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60, help="held-out scenes for the AUROC")
     parser.add_argument("--clean-frames", type=int, default=10_000, help="for the false alarms")
     parser.add_argument("--trials", type=int, default=10, help="lasting faults of each kind")
+    parser.add_argument("--model", default="", help="also measure this network, as trained by training.mr_faults")
     given = parser.parse_args()
     described = machine()
     print(", ".join(f"{key} {value}" for key, value in described.items()), flush=True)
-    net, coils = network(), Coils.draw(np.random.default_rng(77), 8)
+    net, coils = network(given.model), Coils.draw(np.random.default_rng(77), 8)
     results: dict[str, Any] = {"speed": speed(net), "auroc": auroc_table(given.scenes, net)}
     setup = commissioned(coils, net)
     limits = default_thresholds(RULES) | {name: learnt.threshold for name, learnt in setup.rules.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 Image = NDArray[np.float32]
 
@@ -76,10 +76,50 @@ def _body(rng: np.random.Generator, size: int) -> Image:
     return np.asarray(np.hypot(y - cy, x - cx) < outline, np.float32)
 
 
+def _field(rng: np.random.Generator, size: int, width: float) -> Image:
+    """Return a Gaussian random field of correlation length `width` pixels, standard deviation 1."""
+    step = max(1, int(width / 4))  # drawn coarsely: it is smooth
+    coarse = gaussian_filter(rng.standard_normal((size // step + 8, size // step + 8)), width / step)
+    fine = map_coordinates(coarse, np.mgrid[0:size, 0:size] / step + 3, order=1)
+    return np.asarray(fine / fine.std(), np.float32)
+
+
+def _warp(rng: np.random.Generator, image: Image) -> Image:
+    """Bend the outlines: nothing in a body is an ellipse."""
+    size = len(image)
+    width = size * rng.uniform(0.02, 0.15)
+    reach = width * rng.uniform(0.2, 0.9)  # of the order of the field's width, so that nothing tears for long
+    shift = [_field(rng, size, width) * reach for _ in range(2)]
+    return np.asarray(map_coordinates(image, np.mgrid[0:size, 0:size] + shift, order=1, mode="nearest"), np.float32)
+
+
+def _folds(rng: np.random.Generator, size: int) -> Image:
+    """Return winding bands, -1…1, as of gyri and trabeculae: level sets of a random field."""
+    width = _OVERSAMPLING * rng.uniform(2, 8)
+    fine = _field(rng, size, width) - 0.7 * _field(rng, size, 2.5 * width)
+    return np.tanh(rng.uniform(1, 5) * (np.abs(fine) - rng.uniform(0.1, 0.9)))
+
+
+def _texture(rng: np.random.Generator, size: int) -> Image:
+    """Return a field whose power falls with frequency, as tissue's does, standard deviation 1."""
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size)).astype(np.float32))
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) + 1 / size
+    field = np.fft.irfft2(spectrum * frequency ** -rng.uniform(1.0, 2.0), (size, size))
+    return np.asarray(field / field.std(), np.float32)
+
+
 def dead_leaves(rng: np.random.Generator, size: int) -> Image:
     """Return one noise-free image, float32 (y, x), (size, size), its brightest tissue near 1; half of them with air."""
     fine = size * _OVERSAMPLING
     image = _cover(rng, fine, _OVERSAMPLING * rng.choice(_SMALLEST_RADII_PX))
+    if rng.uniform() < 0.6:
+        image = _warp(rng, image)
+    where = _field(rng, fine, fine / 6) > rng.uniform(-1.5, 1.0)  # folds and texture are parts of an image
+    if rng.uniform() < 0.5:
+        image = image + where * rng.uniform(0.05, 0.5) * _folds(rng, fine)
+    if rng.uniform() < 0.5:
+        image = image + where * rng.uniform(0.01, 0.12) * _texture(rng, fine)
+    image = image.clip(0, None)
     contrast = rng.uniform(0.2, 1.0)  # tissues differ less than leaves
     image = (contrast * image + rng.uniform(0, 1 - contrast)) * (1 + 0.5 * _smooth(rng, fine))
     if rng.uniform() < 0.5:

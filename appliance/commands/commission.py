@@ -12,12 +12,12 @@ import click
 
 from appliance import __version__, config
 from appliance.commands.options import config_option, json_option
-from appliance.commands.tables import table
 from appliance.errors import ConfigError, StorageError
 from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned, write_commissioned
 from appliance.faults.detector import Rule
 from appliance.faults.measurements import Measurements, measurement_files, read_measurements
 from appliance.faults.thresholds import CommissioningError, learn_setup
+from appliance.tables import table
 from operators.stages.detect_anomalies import DETECTORS
 
 

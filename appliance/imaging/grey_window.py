@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _EVERY = 8  # images between two looks at the grey values
+_REMOVED_GAIN = 8
 _SHARE = 0.15  # of the way to the new window at each look: some two seconds, no flicker
 
 
@@ -23,6 +24,18 @@ def to_grey(image: NDArray[np.float32], window: tuple[float, float]) -> NDArray[
     low, high = window
     grey: NDArray[np.uint8] = np.nan_to_num(np.clip((image - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
     return grey
+
+
+def removed_grey(
+    before: NDArray[np.float32], after: NDArray[np.float32], window: tuple[float, float]
+) -> NDArray[np.uint8]:
+    """Show what processing took away, `before` less `after`: nothing is mid grey (127), taken away is brighter.
+
+    Eight times as strong as the images at `window`, for noise would hardly be seen at their contrast.
+    """
+    low, high = window
+    reach = (high - low) / (2 * _REMOVED_GAIN)
+    return to_grey(before - after, (-reach, reach))
 
 
 class SlowWindow:

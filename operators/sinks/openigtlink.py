@@ -2,7 +2,8 @@
 """Send live images to displays and navigation: OpenIGTLink IMAGE, STATUS and STRING, newest wins.
 
 In:  (y, x) or (z, y, x) float32, host
-Out: IMAGE per frame; STATUS live, stale or ended, and as keep-alive; STRING when marks or findings change
+Out: IMAGE per frame, and one of what was removed if asked for; STATUS live, stale or ended, and as keep-alive;
+     STRING when marks or findings change
 
 3D Slicer drops the time and the metadata of messages: what must be known is said in STATUS and STRING too.
 Reference: OpenIGTLink protocol 2 and 3, http://openigtlink.org/developers/spec.html
@@ -13,10 +14,10 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from appliance.context import Context
+from appliance.frame_words import metadata, remarks
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, Text, encode
 from appliance.igtl.messages import CONNECTION_LOST, OK, SHUTTING_DOWN, Content
@@ -25,21 +26,8 @@ from appliance.imaging.quantise import ScanScale, to_uint16
 from operators import OperatorSettings
 
 
-def _metadata(frame: Frame) -> dict[str, str]:
-    return {
-        "age_ms": f"{(time.monotonic_ns() - frame.received_ns) / 1e6:.1f}",
-        "acquired_ns": str(frame.acquired_ns),
-        "sequence": str(frame.sequence),
-        "scan_id": frame.scan_id,
-        "models": "; ".join(f"{a.model} {a.model_digest[:12]}" for a in frame.provenance if a.model),
-        "unprocessed": "; ".join(f"{mark.stage}: {mark.reason}" for mark in frame.marks),
-        "findings": "; ".join(finding.message for finding in frame.findings),
-    }
-
-
-def _remarks(frame: Frame) -> str:
-    lines = [f"UNPROCESSED by {mark.stage}: {mark.reason}" for mark in frame.marks]
-    return "\n".join(lines + [f"{f.severity.upper()}: {f.message}" for f in frame.findings]) or "no remarks"
+def _as_volume(array: Any) -> Any:
+    return array.reshape(-1, *array.shape[-2:])
 
 
 class Settings(OperatorSettings):
@@ -50,6 +38,9 @@ class Settings(OperatorSettings):
         "is for the site to decide: name the address of the network that the displays are on.",
     )
     device_name: str = Field("nearscan", min_length=1, max_length=20, description="Device name in every message.")
+    removed_name: str = Field(
+        "", max_length=20, description="Device name for images of what was removed, float32. Empty: they are not sent."
+    )
     image_type: Literal["uint16", "float32"] = Field("uint16", description="Pixel type on the wire.")
     protocol: Literal[2, 3] = Field(
         2, description="3 adds metadata (age, models, marks) to every image; readers older than 2016 cannot take it."
@@ -102,11 +93,15 @@ class OpenIGTLink:
     def _packets(self, frame: Frame) -> Packets:
         try:
             image = Image(self._pixels(frame), frame.affine)
-            packets = {"IMAGE": self._message(image, frame.acquired_ns, _metadata(frame))}
+            packets = {"IMAGE": self._message(image, frame.acquired_ns, metadata(frame))}
         except ValueError as error:
             self._alarm("openigtlink", str(error))
             return {}
-        text = _remarks(frame)
+        if self._settings.removed_name and frame.original is not None and frame.original.shape == frame.array.shape:
+            removed = _as_volume(frame.original - frame.array)
+            image, name = Image(removed, frame.affine), self._settings.removed_name
+            packets["IMAGE removed"] = self._message(image, frame.acquired_ns, name=name)
+        text = remarks(frame)
         if text != self._told:
             self._told = text
             packets = {"STRING": self._message(Text(text), frame.acquired_ns), **packets}
@@ -117,11 +112,14 @@ class OpenIGTLink:
         if self._settings.image_type == "uint16":
             array, n_clipped = to_uint16(array, self._scales.get(frame.scan_id, ScanScale()).of(array))
             self._n_clipped += n_clipped
-        return array[np.newaxis] if array.ndim == 2 else array
+        return _as_volume(array)
 
-    def _message(self, content: Content, time_ns: int = 0, metadata: dict[str, str] | None = None) -> bytes:
+    def _message(
+        self, content: Content, time_ns: int = 0, metadata: dict[str, str] | None = None, name: str = ""
+    ) -> bytes:
         version = self._settings.protocol - 1  # protocol 3 came with header version 2
-        return encode(Message(content, self._settings.device_name, time_ns or time.time_ns(), version, metadata or {}))
+        device = name or self._settings.device_name
+        return encode(Message(content, device, time_ns or time.time_ns(), version, metadata or {}))
 
     def _idle(self) -> tuple[Packets, float]:
         now_s, age_ms = time.monotonic(), (time.monotonic_ns() - self._newest_ns) / 1e6

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish 8-bit previews, before and after, on the live bus for the console; newest wins.
+"""Publish 8-bit previews, before, after and what was removed, on the live bus for the console; newest wins.
 
 In:  (y, x) or (z, y, x) float32, host (of a volume, the middle slice is shown)
-Out: live bus, topic "preview": JSON header, then height x width grey bytes, then as many of the original
+Out: live bus, topic "preview": JSON header, then height x width grey bytes; then as many of the original and
+     of what was removed from it, if a stage changed it
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import Field
 from appliance.bus import Publisher
 from appliance.context import Context
 from appliance.frames import Array, End, Frame, Scan
-from appliance.imaging.grey_window import SlowWindow, to_grey
+from appliance.imaging.grey_window import SlowWindow, removed_grey, to_grey
 from operators import OperatorSettings
 
 _STATE_EVERY_S = 0.25  # how often "no scan is running" is repeated, for pages opened in between
@@ -127,7 +128,10 @@ class Preview:
             self._scan_id, self._window = frame.scan_id, SlowWindow(planes[0])
         window = self._window.follow(planes[0])
         header = {**preview_header(self._pipeline, frame, planes[0], window), "original": len(planes) == 2}
-        self._publisher.publish(header, np.stack([to_grey(plane, window) for plane in planes]))
+        grey = [to_grey(plane, window) for plane in planes]
+        if len(planes) == 2:
+            grey.append(removed_grey(planes[1], planes[0], window))
+        self._publisher.publish(header, np.stack(grey))
         self._n_published += 1
 
 

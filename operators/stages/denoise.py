@@ -4,15 +4,13 @@
 In:  (y, x) float32, any device; attachments["noise_map"] (y, x), standard deviation in image units, if known
 Out: (y, x) float32, same device
 
-The model names the noise; it is subtracted here, in float32, and at most four standard deviations of it: where
-there is no noise nothing changes, and no structure can appear that is larger than the noise was. Nor does a pixel
-go below zero, which a magnitude cannot be.
-Reference: Zhang, Zuo, Zhang 2018 (FFDNet), doi:10.1109/TIP.2018.2839891; the model's card for what it was tried on.
+The model names the noise; appliance/imaging/remove_noise.py subtracts it, within bounds. A streaming model remembers
+the frames before, for each slice and contrast on its own. The model's card says what it was tried on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,10 +21,14 @@ from appliance.context import Context
 from appliance.errors import StageError
 from appliance.frames import IMAGE_AXES, Array, Frame, Scan, read_only
 from appliance.imaging.noise import estimate_noise
+from appliance.imaging.remove_noise import remove_noise
+from appliance.inference.drift_watch import Drift, open_drift
 from appliance.inference.open_model import LiveModel, open_model
 from operators import OperatorSettings
 
-MOST_SIGMA = 4.0  # a change beyond this is not noise
+Place = tuple[int, int, int]  # slice, contrast, set
+
+MOST_PLACES = 64  # slices times contrasts whose memory is kept; at 256 x 256 each takes 2 MB
 
 
 class Settings(OperatorSettings):
@@ -40,36 +42,16 @@ class Settings(OperatorSettings):
     threads: int = Field(2, ge=1, le=64, description="CPU threads of the model.")
 
 
-def remove_noise(
-    image: Array,
-    noise_level: Array | float,
-    scale: float,
-    run: Callable[[Array], tuple[Array, ...]],
-    strength: float = 1.0,
-) -> Array:
-    """Return `image` (y, x) less the noise that the model `run` names, as new float32 array on the same device.
-
-    `noise_level` is the standard deviation in image units, one or (y, x); `scale` brings the image to about 1.
-    """
-    xp = namespace(image)
-    level = xp.maximum(xp.asarray(noise_level, dtype=xp.float32), 0)
-    both = xp.stack([image, xp.broadcast_to(level, image.shape)]) / xp.float32(scale)
-    if any(n % 2 for n in image.shape):  # the model works on every second pixel
-        both = xp.pad(both, [(0, 0), *((0, n % 2) for n in image.shape)], mode="reflect")
-    noise = run(both[None])[0][0, 0, : image.shape[0], : image.shape[1]] * xp.float32(scale)
-    most = MOST_SIGMA * level
-    return image - xp.float32(strength) * xp.clip(noise, -most, xp.minimum(most, xp.abs(image)))
-
-
 class Denoise:
     """One scan. The scale is fixed by its first frame, so that frames stay comparable."""
 
-    def __init__(self, settings: Settings, model: LiveModel) -> None:
+    def __init__(self, settings: Settings, model: LiveModel, drift: Drift) -> None:
         self._settings = settings
-        self._live = model
+        self._live, self._drift = model, drift
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
+        self._memories: dict[Place, tuple[str, Array]] = {}  # with the digest of the model whose memory it is
 
     def begin(self, scan: Scan) -> Scan:
         if scan.axes != IMAGE_AXES:
@@ -79,7 +61,8 @@ class Denoise:
         self._scan_id = scan.scan_id
         if None not in scan.shape:
             self._check_size(scan.shape)
-            self._live.warm_up(*(n + n % 2 for n in scan.shape if n is not None))
+            multiple = self._live.card.input.multiple_px
+            self._live.warm_up(*(n + -n % multiple for n in scan.shape if n is not None))
         return scan
 
     def _check_size(self, shape: tuple[int | None, ...]) -> None:
@@ -88,36 +71,68 @@ class Denoise:
             name = self._live.card.name
             raise StageError(f"denoise: {name} takes {least} to {most} pixels a side, got {shape}", self._scan_id)
 
-    def _denoise(self, image: Array, level: Array | float, scale: float) -> Array:
-        return remove_noise(image, level, scale, self._live.run, self._settings.strength)
-
     def frame(self, frame: Frame) -> Frame:
         if self._settings.strength == 0:
             return frame
-        image = frame.array
-        self._check_size(image.shape)
-        level = frame.attachments.get("noise_map")
-        if level is None:
-            level = self._noise_level = estimate_noise(image)
-        elif level.shape != image.shape:
-            raise StageError(
-                f"denoise: noise_map has shape {level.shape}, the image {image.shape}; correct the stage before",
-                frame.scan_id,
-            )
+        self._check_size(frame.array.shape)
+        image, level = frame.array, self._level(frame)
         scale = self._scale or float(namespace(image).percentile(image, 99.5))
-        result = self._denoise(image, level, scale if scale > 0 else 1.0)
+        place = (frame.position.slice, frame.position.contrast, frame.position.set)
+        result, memory = remove_noise(
+            image,
+            level,
+            scale if scale > 0 else 1.0,
+            self._live.run,
+            self._memory(place, image),
+            self._settings.strength,
+            self._live.card.input.multiple_px,
+        )
         if not bool(namespace(result).isfinite(result).all()):
             raise StageError(
                 f"denoise: frame {frame.sequence} gave values that are not finite; look at its input", frame.scan_id
             )
         self._scale = max(scale, 0.0)  # an empty frame does not decide
+        self._remember(place, memory)
+        self._drift.observe(image, result, level, scale if scale > 0 else 1.0, self._settings.strength)
         return replace(frame, array=read_only(result))
+
+    def _level(self, frame: Frame) -> Array | float:
+        level = frame.attachments.get("noise_map")
+        if level is None:
+            self._noise_level = estimate_noise(frame.array)
+            return self._noise_level
+        if level.shape != frame.array.shape:
+            raise StageError(
+                f"denoise: noise_map has shape {level.shape}, the image {frame.array.shape}; correct the stage before",
+                frame.scan_id,
+            )
+        return level
+
+    def _memory(self, place: Place, image: Array) -> Array | None:
+        """Return what the model kept of this place, or the zeros that it starts with."""
+        kept = self._live.card.memory
+        if kept is None:
+            return None
+        by, memory = self._memories.get(place, ("", None))
+        y, x = (n + -n % self._live.card.input.multiple_px for n in image.shape)
+        shape = kept.shape(y, x)
+        if memory is None or memory.shape != shape or by != self._live.provenance[1]:
+            return namespace(image).zeros(shape, "float32")
+        return memory
+
+    def _remember(self, place: Place, memory: Array | None) -> None:
+        if memory is not None:
+            self._memories.pop(place, None)
+            self._memories[place] = self._live.provenance[1], memory
+            if len(self._memories) > MOST_PLACES:
+                del self._memories[next(iter(self._memories))]  # the one not seen for longest
 
     def end(self) -> Iterable[Frame]:
         return ()
 
     def status(self) -> dict[str, Any]:
-        return {**self._live.status(), "strength": self._settings.strength, "noise_level": self._noise_level}
+        own = {"strength": self._settings.strength, "noise_level": self._noise_level, "drift": self._drift.status()}
+        return {**self._live.status(), **own}
 
     @property
     def model(self) -> tuple[str, str, str]:
@@ -126,4 +141,5 @@ class Denoise:
 
 def make(settings: Settings, context: Context) -> Denoise:
     """Open the model (once per process). Raises ModelError when it is missing, altered or fails its golden test."""
-    return Denoise(settings, open_model(settings.model, context, settings.precision, settings.threads))
+    live = open_model(settings.model, context, settings.precision, settings.threads)
+    return Denoise(settings, live, open_drift(live, context))

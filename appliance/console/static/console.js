@@ -10,7 +10,8 @@ const byId = (id) => document.getElementById(id);
 const canvas = byId("image");
 const picture = byId("picture");
 let newest = null; // {header, pixels}
-let showBefore = false;
+const PLANES = { after: "", before: "BEFORE: unprocessed image", removed: "REMOVED: before less after, 8 times as strong" };
+let shown = "after"; // one of PLANES, in the order in which the server sends them
 let ended = "";
 const findings = new Map(); // kind and coil -> {message, severity, until}
 let remarked = "";
@@ -19,8 +20,9 @@ function draw() {
   if (!newest) return;
   const { header, pixels } = newest;
   const n = header.width * header.height;
-  const before = showBefore && header.original;
-  const grey = pixels.subarray(before ? n : 0, before ? 2 * n : n);
+  const plane = header.original ? shown : "after";
+  const start = n * Object.keys(PLANES).indexOf(plane);
+  const grey = pixels.subarray(start, start + n);
   if (canvas.width !== header.width || canvas.height !== header.height) {
     canvas.width = header.width;
     canvas.height = header.height;
@@ -31,10 +33,10 @@ function draw() {
   for (let i = 0; i < n; i++) words[i] = 0xff000000 | (grey[i] * 0x010101);
   context.putImageData(image, 0, 0);
   fit(header);
-  byId("which").textContent = before ? "BEFORE: unprocessed image" : "";
-  byId("which").hidden = !before;
+  byId("which").textContent = PLANES[plane];
+  byId("which").hidden = plane === "after";
   byId("which").className = "which before";
-  byId("before").disabled = !header.original;
+  byId("before").disabled = byId("removed").disabled = !header.original;
 }
 
 function fit(header) {
@@ -99,14 +101,17 @@ function toggle(id, change) {
   });
 }
 
-toggle("before", (pressed) => {
-  showBefore = pressed;
-  draw();
-});
+for (const plane of ["before", "removed"]) {
+  toggle(plane, (pressed) => {
+    shown = pressed ? plane : "after";
+    byId(plane === "before" ? "removed" : "before").setAttribute("aria-pressed", "false");
+    draw();
+  });
+}
 toggle("smooth", (pressed) => canvas.classList.toggle("nearest", !pressed));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
-  const button = { b: "before", s: "smooth" }[event.key.toLowerCase()];
+  const button = { b: "before", r: "removed", s: "smooth" }[event.key.toLowerCase()];
   if (button) byId(button).click();
 });
 addEventListener("resize", () => newest && fit(newest.header));

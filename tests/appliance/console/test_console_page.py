@@ -13,12 +13,13 @@ pytestmark = pytest.mark.peer
 
 
 def phantom(size=256):
-    """Two ellipses and some structure, with noise and without."""
+    """After, before and removed: two ellipses and some structure, without noise, with, and the noise."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     body = 90.0 * (x**2 / 0.6 + y**2 / 0.8 < 1) + 80 * ((x - 0.1) ** 2 + (y + 0.1) ** 2 < 0.12)
     body += 60 * ((x + 0.35) ** 2 + (y - 0.3) ** 2 < 0.03)
     noise = np.random.default_rng(0).normal(scale=18, size=body.shape)
-    return np.clip(np.stack([body, np.abs(body + noise)]), 0, 255).astype(np.uint8)
+    noisy = np.abs(body + noise)
+    return np.clip(np.stack([body, noisy, 127 + (noisy - body)]), 0, 255).astype(np.uint8)
 
 
 SPIKE = "RF spike in line 81 of coil 3: check the room's door and the lamps"
@@ -27,7 +28,14 @@ STATUS = {
     "frames": {"in": 1234},
     "stages": {
         "reconstruct": {"frames": 1234, "latency_ms": {"p50": 3.1, "p95": 3.9, "p99": 5.2, "max": 7.7}},
-        "denoise": {"passed_through": 3, "deadline_misses": 1, "latency_ms": {"p50": 4.2, "p99": 6.4, "max": 9.1}},
+        "denoise": {
+            "passed_through": 3, "deadline_misses": 1, "latency_ms": {"p50": 4.2, "p99": 6.4, "max": 9.1},
+            "model": "mr-denoise",
+            "drift": {
+                "trend": "unlike its card: noise level over the image's scale 0.97 (limit 0.88)",
+                "unlike_card": ["level"], "distance": {"level": 0.97}, "limit": {"level": 0.88},
+            },
+        },
     },
     "sinks": {
         "openigtlink": {
@@ -106,6 +114,7 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
     text = page.ask("document.body.innerText")
     for said in (
         "UNPROCESSED by denoise: the model failed its golden test",
+        "mr-denoise: unlike its card: noise level over the image's scale 0.97 (limit 0.88)",
         "Applied: reconstruct → denoise",
         SPIKE,
         "coil 5 lost its signal: check its plug",
@@ -157,6 +166,11 @@ def test_before_and_after_by_keyboard_and_button(bench, page):
     page.press("b")
     page.wait_for(f"{corner} > 100")
     assert page.ask("document.getElementById('which').textContent") == "BEFORE: unprocessed image"
+    page.press("r")
+    page.wait_for(f"{corner} === 1600")  # what is not changed is mid grey
+    assert page.ask("document.getElementById('which').textContent").startswith("REMOVED")
+    assert page.ask("document.getElementById('before').getAttribute('aria-pressed')") == "false"
+    page.press("b")
     page.ask("document.getElementById('before').click()")
     page.wait_for(f"{corner} === 0")
     page.press("s")

@@ -94,10 +94,12 @@ def test_a_preview_says_everything_a_page_shows(bench):
         "provenance": ["reconstruct"],
         "original": True,
     }
-    after, before = np.frombuffer(pixels, np.uint8).reshape(2, 4, 6)
+    after, before, removed = np.frombuffer(pixels, np.uint8).reshape(3, 4, 6)
     expected = np.clip((sent.array - low) / (high - low) * 255, 0, 255)
     assert np.abs(after - expected).max() <= 1
     assert not before.any()
+    expected = np.clip(127.5 - 8 * 255 * sent.array / (high - low), 0, 255)  # taken away is bright, added is dark
+    assert np.abs(removed - expected).max() <= 1
 
 
 def test_of_a_volume_the_middle_slice_is_shown(bench):

@@ -339,7 +339,7 @@ def test_without_the_model_rules_go_on_and_people_are_told(breath, tmp_path):
     context = Context(
         "test", tmp_path, tmp_path, models_dir=tmp_path, alarm=lambda key, text: alarms.__setitem__(key, text)
     )
-    stage = make(Settings(), context)
+    stage = make(Settings(model="mr-faults"), context)
     stage.begin(scan())
     kspace = breath[0].copy()
     kspace[2] = 0
