@@ -21,7 +21,7 @@ LIBRARIES = [
 LAYERS = [
     (
         "appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py",
-        "appliance/tables.py",
+        "appliance/tables.py", "appliance/replace_file.py",
     ),
     ("appliance/context.py", "appliance/device.py", "appliance/latency.py", "operators/__init__.py"),
     ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.errors import StorageError
+from appliance.replace_file import replace_file
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -73,9 +73,4 @@ def read_commissioned(path: Path) -> Commissioned | None:
 def write_commissioned(path: Path, commissioned: Commissioned) -> None:
     """Replace the file whole, or leave it as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(commissioned.model_dump(), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, json.dumps(commissioned.model_dump(), indent=1).encode())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -54,6 +55,10 @@ class Input(_Part):
     typical_px: int = Field(ge=1)
     largest_px: int = Field(ge=1)
     multiple_px: int = Field(1, ge=1, description="both sides are multiples of it")
+
+    def padded(self, sides: Iterable[int]) -> tuple[int, ...]:
+        """The least sides that the model takes and that these fit into."""
+        return tuple(n + -n % self.multiple_px for n in sides)
 
 
 class Output(_Part):

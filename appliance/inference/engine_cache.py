@@ -6,11 +6,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import ModelError
+from appliance.replace_file import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def cached_engine(folder: Path, key: str, build: Callable[[], bytes]) -> bytes:
         engine = _read(path, key)
         if engine is None:
             engine = build()
-            _write(path, key, engine)
+            replace_file(path, _digest(key, engine) + engine, mode=0o600)
     except OSError as e:
         raise ModelError(f"{folder}: cannot keep engines: {e.strerror}; check the disk and the owner") from e
     return engine
@@ -65,11 +65,3 @@ def _read(path: Path, key: str) -> bytes | None:
 
 def _digest(key: str, engine: bytes) -> bytes:
     return hashlib.sha256(hashlib.sha256(key.encode()).digest() + engine).digest()
-
-
-def _write(path: Path, key: str, engine: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(_digest(key, engine) + engine)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)

@@ -7,7 +7,6 @@ that were activated, newest first, one a line; behind the last of them is the on
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from appliance.errors import ModelError
 from appliance.inference.card import Model, read_model, shipped_models
+from appliance.replace_file import replace_file, sync
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -110,22 +110,18 @@ def _install(model: Model, given: Path, folder: Path) -> None:
     draft = Path(mkdtemp(dir=folder.parent, prefix=".new-"))
     for file in (f"{model.card.name}.yaml", model.card.file, model.card.golden.file):
         shutil.copyfile(given / file, draft / file)
-        _sync(draft / file)
+        sync(draft / file)
     if read_model(model.card.name, draft).card != model.card:
         raise ModelError(f"{given}: the files changed while they were installed; try again")
     draft.chmod(0o755)
-    _sync(draft)
+    sync(draft)
     draft.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _write_history(where: Place, name: str, history: tuple[str, ...]) -> None:
     path = where.installed / name / "active"
-    draft = path.with_suffix(".new")
-    draft.write_text("".join(f"{version}\n" for version in history))
-    _sync(draft)
-    os.replace(draft, path)
-    _sync(path.parent)
+    replace_file(path, "".join(f"{version}\n" for version in history).encode())
 
 
 def _changed(path: Path) -> tuple[int, int, int] | None:
@@ -134,11 +130,3 @@ def _changed(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -61,8 +61,7 @@ class Denoise:
         self._scan_id = scan.scan_id
         if None not in scan.shape:
             self._check_size(scan.shape)
-            multiple = self._live.card.input.multiple_px
-            self._live.warm_up(*(n + -n % multiple for n in scan.shape if n is not None))
+            self._live.warm_up(*self._live.card.input.padded(n for n in scan.shape if n is not None))
         return scan
 
     def _check_size(self, shape: tuple[int | None, ...]) -> None:
@@ -76,12 +75,13 @@ class Denoise:
             return frame
         self._check_size(frame.array.shape)
         image, level = frame.array, self._level(frame)
-        scale = self._scale or float(namespace(image).percentile(image, 99.5))
+        brightest = self._scale or max(0.0, float(namespace(image).percentile(image, 99.5)))  # 0.0 also for NaN
+        scale = brightest or 1.0  # an empty frame has none …
         place = (frame.position.slice, frame.position.contrast, frame.position.set)
         result, memory = remove_noise(
             image,
             level,
-            scale if scale > 0 else 1.0,
+            scale,
             self._live.run,
             self._memory(place, image),
             self._settings.strength,
@@ -91,9 +91,9 @@ class Denoise:
             raise StageError(
                 f"denoise: frame {frame.sequence} gave values that are not finite; look at its input", frame.scan_id
             )
-        self._scale = max(scale, 0.0)  # an empty frame does not decide
+        self._scale = brightest  # … and does not decide
         self._remember(place, memory)
-        self._drift.observe(image, result, level, scale if scale > 0 else 1.0, self._settings.strength)
+        self._drift.observe(image, result, level, scale, self._settings.strength)
         return replace(frame, array=read_only(result))
 
     def _level(self, frame: Frame) -> Array | float:
@@ -114,8 +114,7 @@ class Denoise:
         if kept is None:
             return None
         by, memory = self._memories.get(place, ("", None))
-        y, x = (n + -n % self._live.card.input.multiple_px for n in image.shape)
-        shape = kept.shape(y, x)
+        shape = kept.shape(*self._live.card.input.padded(image.shape))
         if memory is None or memory.shape != shape or by != self._live.provenance[1]:
             return namespace(image).zeros(shape, "float32")
         return memory
