@@ -191,7 +191,7 @@ def main() -> None:
     make = partial(_from_single, (given.folder / "mr-denoise.onnx").read_bytes())
     net = train(make, partial(error_of, batches=batches), STEPS // share, LEARNING_RATE, SEED)
     draft = draft_card((time.monotonic() - start) / 60)
-    card = write_model(
+    write_model(
         given.folder,
         to_onnx(net, draft["name"]),
         draft,
@@ -200,8 +200,6 @@ def main() -> None:
         measure,
         mr_denoise.met(pool[::6]),
     )
-    for row in card.validated_on:
-        print(f"{row.data}, {row.noise_percent} %: {row.noisy_db} -> {row.model_db} dB, peer {row.other_db} dB")
 
 
 if __name__ == "__main__":

@@ -10,27 +10,23 @@ two dense layers: each fault has an output of its own, and clean frames none.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-import yaml
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
-from appliance.inference.card import Card, Golden, Input, Output, Training
-from appliance.inference.golden import plain_inputs, write_golden
-from appliance.inference.onnxruntime import OnnxRuntime
+from appliance.inference.card import Detection, Input, Output, Training
+from appliance.inference.golden import plain_inputs
 from appliance.mri.fault_features import N_CHANNELS, SIZE_PX, fault_features
 from training.fault_scenes import CLASSES, held_out_scene, samples, trained_scene
 from training.simulate_faults import acquire
 from training.validate_faults import validate_faults
+from training.write_model import Run, arguments, write_model
 
 SEED = 1
 N_SCENES, N_PER_SCENE = 400, 12
@@ -157,11 +153,11 @@ def golden_inputs() -> dict[str, tuple[NDArray[np.float32]]]:
     return cases
 
 
-def write_card(folder: Path, minutes: float, onnx_bytes: bytes, reduced: bool) -> Card:
-    """Measure the exported model and write its card."""
+def draft_card(minutes: float, onnx_bytes: bytes, reduced: bool) -> dict[str, Any]:
+    """Return what there is to say of the model before it is measured."""
     n_weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load_model_from_string(onnx_bytes).graph.initializer)
     n_scenes = REDUCED_SCENES if reduced else N_SCENES
-    draft: dict[str, Any] = {
+    return {
         "name": "mr-faults",
         "version": "1",
         "what": f"Names {len(CLASSES)} faults of an MRI acquisition from the image and log k-space: two branches of "
@@ -175,8 +171,6 @@ def write_card(folder: Path, minutes: float, onnx_bytes: bytes, reduced: bool) -
             "Thresholds on its output are set by the site's commissioning; before that they are conservative.",
             "Cartesian k-space of one slice, phase direction along y. Not for CT or ultrasound.",
         ],
-        "file": "mr-faults.onnx",
-        "sha256": hashlib.sha256(onnx_bytes).hexdigest(),
         "input": Input(
             name="image_and_kspace",
             channels=(
@@ -198,35 +192,24 @@ def write_card(folder: Path, minutes: float, onnx_bytes: bytes, reduced: bool) -
             time=f"{minutes:.0f} minutes on one core of an AMD EPYC, shared; seed {SEED}",
         ),
     }
-    signature = Card.model_construct(**draft).signature
-    session = OnnxRuntime().load(onnx_bytes, signature, "f32")
-    golden = Golden(
-        file="mr-faults.golden.npz",
-        sha256=write_golden(folder / "mr-faults.golden.npz", onnx_bytes, signature, golden_inputs()),
-        tolerance=TOLERANCE,
-    )
-    card = Card(**draft, golden=golden, validated_on=validate_faults(lambda x: session.run(x)[0]))
-    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    (folder / "mr-faults.yaml").write_text(text)
-    return card
+
+
+def measure(run: Run) -> list[Detection]:
+    """Return AUROC of each class on held-out scenes."""
+    return validate_faults(lambda features: run(features)[0])
 
 
 def main() -> None:
     """Train, export, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("models"), help="where the files go")
-    parser.add_argument("--reduced", action="store_true", help="a fifth of the frames: shows that it works")
-    given = parser.parse_args()
+    given = arguments(__doc__ or "")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     start = time.monotonic()
     features, labels = dataset(REDUCED_SCENES if given.reduced else N_SCENES)
     net = train(features, labels, EPOCHS)
     onnx_bytes = to_onnx(net)
-    (given.folder / "mr-faults.onnx").write_bytes(onnx_bytes)
-    card = write_card(given.folder, (time.monotonic() - start) / 60, onnx_bytes, given.reduced)
-    for row in card.validated_on:
-        print(row)
+    draft = draft_card((time.monotonic() - start) / 60, onnx_bytes, given.reduced)
+    write_model(given.folder, onnx_bytes, draft, golden_inputs(), TOLERANCE, measure)
 
 
 if __name__ == "__main__":

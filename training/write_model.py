@@ -23,10 +23,11 @@ Array = NDArray[np.float32]
 Run = Callable[..., tuple[Array, ...]]
 
 
-def arguments(doc: str) -> argparse.Namespace:
-    """Return what every training script is told on the command line."""
+def arguments(doc: str, series: bool = False) -> argparse.Namespace:
+    """Return what every training script is told on the command line; `series`: it can measure on real slices."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--series", type=Path, help="tar archive of a DICOM series to measure on, besides phantoms")
+    if series:
+        parser.add_argument("--series", type=Path, help="tar archive of a DICOM series to measure on, besides phantoms")
     parser.add_argument("--folder", type=Path, default=Path("models"), help="where the files go")
     parser.add_argument("--reduced", action="store_true", help="minutes, for a look; give another folder")
     return parser.parse_args()
@@ -41,7 +42,7 @@ def write_model(
     measure: Callable[[Run], Sequence[Validation | Detection]],
     met: Iterable[tuple[Array, float]] = (),
 ) -> Card:
-    """Write NAME.onnx, NAME.golden.npz and NAME.yaml into `folder` and return the card.
+    """Write NAME.onnx, NAME.golden.npz and NAME.yaml into `folder` and return the card, whose figures are printed.
 
     `draft` is the card without what is found out here: digests, golden cases, the rows that `measure` gives for the
     exported model on the reference backend, and how images like those of training (`met`: a hundred or more of them,
@@ -61,6 +62,8 @@ def write_model(
         card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
     )
     (folder / f"{name}.yaml").write_text(text)
+    for row in card.validated_on:
+        print(row)
     return card
 
 
