@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import receiving
+from delivering import send_all
 from pydicom.data import get_testdata_file
 
 from appliance.buffer import Buffer, NewInstance
@@ -54,9 +55,7 @@ def test_delivered_found_and_moved_back(tmp_path, archive):
     peer = DicomDestination(host="127.0.0.1", port=port, ae_title="ARCHIVE", timeout_s=10)
     alarms = {}
     destination = Destination("archive", peer, outgoing, Waits(), alarms.__setitem__)
-    while destination.step(2):
-        pass
-    destination._hang_up()
+    send_all(destination, 2)
     assert outgoing.counts()["sent"] == len(FILES), alarms
     outgoing.close()
 

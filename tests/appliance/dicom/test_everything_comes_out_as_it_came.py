@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import receiving
+from delivering import send_all
 
 from appliance.buffer import Kept, index
 from appliance.dicom.association import ECHO_CONTEXT, Association
@@ -80,9 +81,7 @@ def deliver_all(one, port):
             index.owe(conn, Kept(instance_id, new=True, conflict=False), ["pacs"], 5, 1)
     peer = DicomDestination(host="127.0.0.1", port=port, ae_title="PEER", timeout_s=10)
     destination = Destination("pacs", peer, one._buffer, Waits(), lambda key, text: None)
-    while destination.step(2):
-        pass
-    destination._hang_up()
+    send_all(destination, 2)
 
 
 def test_every_real_file_goes_in_and_comes_out_with_its_data_set_byte_identical(box, scp):

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
 import pytest
+from delivering import send_all
 from pydicom import dcmread
 
 from appliance.buffer import NewInstance
@@ -140,9 +141,7 @@ def test_orthanc_takes_what_we_stow_once(buffer, make_spooled, orthanc):
     peer = DicomwebDestination(url=f"http://127.0.0.1:{orthanc.http_port}/dicom-web")
     alarms = {}
     destination = Destination("web", peer, buffer, Waits(), alarms.__setitem__)
-    while destination.step(2):
-        pass
-    destination._hang_up()
+    send_all(destination, 2)
     assert buffer.counts()["sent"] == 6, alarms
     stored = {dcmread(BytesIO(file)).SOPInstanceUID: bytes(dataset_of(file)) for file in orthanc.files()}
     assert stored == {one.sop_instance_uid: bytes(dataset_of(one.data)) for one in built}

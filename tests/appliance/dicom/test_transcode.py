@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from delivering import send_all
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -42,9 +43,7 @@ def test_a_destination_that_takes_implicit_only_gets_the_same_pixels(buffer, sto
     peer = DicomDestination(host="127.0.0.1", port=port, ae_title="STORE", timeout_s=10)
     alarms = {}
     destination = Destination("pacs", peer, buffer, Waits(), alarms.__setitem__)
-    while destination.step(9):
-        pass
-    destination._hang_up()
+    send_all(destination, 9)
     assert buffer.counts()["sent"] == 2, alarms
     got = {ds.SOPInstanceUID: ds for ds in map(dcmread, stored.iterdir())}
     assert {str(ds.file_meta.TransferSyntaxUID) for ds in got.values()} == {IMPLICIT}
