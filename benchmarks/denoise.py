@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The MR denoisers beside BM3D and non-local means on the same images in the same run: quality first, then speed.
 
-    python benchmarks/denoise.py [--json FILE] [--pictures FOLDER] [--cine NAME] [--speed-only]
+    python benchmarks/denoise.py [--json FILE] [--pictures FOLDER] [--speed-only]
 
 BM3D is the package `bm3d`, free for non-commercial use and for that reason in none of our requirements:
 `pip install bm3d`. It is told the noise level. It assumes normal noise, so where that is better its result gets the
@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 from skimage.metrics import structural_similarity
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
 from appliance.imaging.noise import estimate_noise
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Card, Model, read_model, shipped_models
@@ -40,7 +43,7 @@ from training.validate_denoise import body_of, non_local_means, phantoms, psnr_d
 Image = NDArray[np.float32]
 Denoise = Callable[[Image, float], Image]
 
-SERIES = Path("../shared/data/series/mr_t1_siemens_HFS.tar.xz")
+SERIES = ROOT / "../shared/data/series/mr_t1_siemens_HFS.tar.xz"
 NOISE_PERCENT = (2, 5, 10)  # of the maximum
 CINE_FRAMES, CINE_SETTLED, CINE_NOISE = 48, 6, 0.05
 THREADS = 2
