@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from training.sample_kspace import sample_kspace
+
 Image = NDArray[np.float32]
 
-_OVERSAMPLING = 2  # drawn finer and averaged: real images are band-limited
+_OVERSAMPLING = 2  # drawn finer than it is sampled
 _SMALLEST_RADII_PX = (1.5, 3.0, 6.0, 12.0)  # the four scales, in pixels of the result
 
 
@@ -104,7 +106,7 @@ def _texture(rng: np.random.Generator, size: int) -> Image:
     """Return a field whose power falls with frequency, as tissue's does, standard deviation 1."""
     spectrum = np.fft.rfft2(rng.standard_normal((size, size)).astype(np.float32))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) + 1 / size
-    field = np.fft.irfft2(spectrum * frequency ** -rng.uniform(1.0, 2.0), (size, size))
+    field = np.fft.irfft2(spectrum * frequency ** -rng.uniform(0.3, 1.8), (size, size))
     return np.asarray(field / field.std(), np.float32)
 
 
@@ -124,6 +126,5 @@ def dead_leaves(rng: np.random.Generator, size: int) -> Image:
     image = (contrast * image + rng.uniform(0, 1 - contrast)) * (1 + 0.5 * _smooth(rng, fine))
     if rng.uniform() < 0.5:
         image *= _body(rng, fine)
-    image = image.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING).mean(axis=(1, 3))
-    image = gaussian_filter(image, rng.uniform(0, 1.2))  # scanners interpolate and filter
+    image = sample_kspace(rng, image, size)
     return np.asarray(image / max(float(np.percentile(image, 99.5)), 1e-3), np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from training.dead_leaves import Image
+from training.sample_kspace import sample_kspace
 
 _OVERSAMPLING = 2
 
@@ -27,6 +28,8 @@ def random_phantom(rng: np.random.Generator, size: int) -> Image:
         v = (axis[:, None] - cy) * np.float32(np.cos(angle)) - (axis - cx) * np.float32(np.sin(angle))
         power = 2 if rng.uniform() < 0.8 else 8  # an ellipse, or nearly a box
         image[np.abs(u / reach) ** power + np.abs(v / (aspect * reach)) ** power < 1] = rng.uniform()
-    image = image.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING).mean(axis=(1, 3))
-    image = gaussian_filter(image, rng.uniform(0, 1.0))
+    if rng.uniform() < 0.3:  # as painted
+        image = image.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING).mean(axis=(1, 3))
+    else:  # as acquired
+        image = sample_kspace(rng, gaussian_filter(image, rng.uniform(0, 1.0)), size)
     return np.asarray(image / max(float(np.percentile(image, 99.5)), 0.05), np.float32)
