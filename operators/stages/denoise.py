@@ -28,7 +28,7 @@ from operators import OperatorSettings
 
 Place = tuple[int, int, int]  # slice, contrast, set
 
-MOST_PLACES = 64  # slices times contrasts whose memory is kept; at 256 x 256 each takes 2 MB
+MOST_PLACES = 64  # slices times contrasts whose memory is kept; at 256 x 256 each takes half a megabyte
 
 
 class Settings(OperatorSettings):
