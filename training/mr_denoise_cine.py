@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train models/mr-denoise-cine, which remembers the frames before: `python -m training.mr_denoise_cine`,
-about 15 minutes on one core. `--reduced` trains a sixteenth of that.
+about 15 minutes on one core. `--reduced` trains a twenty-fourth of that.
 
 What it remembers is a rule, training/add_up.py: the mean of the frames where nothing changed. Learnt is what is taken
 out of that mean: starting from the weights of models/mr-denoise, on moving dead leaves and phantoms: a background that
@@ -34,7 +34,7 @@ SEED = 2
 BATCH, PATCH_PX, FRAMES = 16, 64, 16
 STEPS = 8_000
 N_BATCHES = 150
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 _MARGIN_PX = 16  # of an image around what is looked at
 _FASTEST_PX = 4.0  # a frame
 
@@ -190,7 +190,7 @@ def _from_single(model: bytes) -> UNet:
 def main() -> None:
     """Train, export, measure, write."""
     given = arguments(__doc__ or "")
-    start, share = time.monotonic(), 16 if given.reduced else 1
+    start, share = time.monotonic(), mr_denoise.REDUCED_SHARE if given.reduced else 1
     pool = mr_denoise.make_both_pools(share)
     batches = make_sequences(pool, N_BATCHES // share)
     make = partial(_from_single, (given.folder / "mr-denoise.onnx").read_bytes())

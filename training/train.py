@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -15,6 +16,8 @@ from appliance.inference.openvino import has_native_bf16
 Net = TypeVar("Net", bound=nn.Module)
 
 EMA = 0.999
+LARGEST_GRADIENT = 0.3  # norm; usual is 0.2, and one far above it can end a network of rectifiers for good
+REPORT_STEPS = 500
 
 
 def train(
@@ -26,7 +29,7 @@ def train(
     threads: int = 1,
 ) -> Net:
     """Return the moving average of the network that `make` gives, after `steps` steps down `error_of(net, rng)`, which
-    draws its own batch.
+    draws its own batch. Raises ArithmeticError when the error grows instead.
 
     Seeds, steps and threads fixed: the same machine and library versions give the same weights.
     """
@@ -38,18 +41,21 @@ def train(
     optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.05)
     rng = torch.Generator().manual_seed(seed)
-    start, total = time.monotonic(), 0.0
+    start, total, best = time.monotonic(), 0.0, math.inf
     for step in range(1, steps + 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16()):
             error = error_of(net, rng)
         optimiser.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(net.parameters(), LARGEST_GRADIENT)
         optimiser.step()
         schedule.step()
         average.update_parameters(net)
         total += error.item()
-        if step % 500 == 0:
-            print(f"step {step} of {steps}: error {total / 500:.4f}, {time.monotonic() - start:.0f} s", flush=True)
-            total = 0.0
+        if step % REPORT_STEPS == 0:
+            mean, total = total / REPORT_STEPS, 0.0
+            print(f"step {step} of {steps}: error {mean:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+            if not mean < 3 * best:
+                raise ArithmeticError(f"train: error {mean:.4f} after {best:.4f}; lower the learning rate")
+            best = min(best, mean)
     return cast(Net, average.module.float().eval())
