@@ -23,8 +23,8 @@ LAYERS = [
     ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
-        "appliance/igtl/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/", "appliance/igtl_server.py",
-        "appliance/mrd_session.py", "appliance/http_deadline.py",
+        "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",
+        "appliance/igtl_server.py", "appliance/mrd_session.py", "appliance/http_deadline.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),
     ("operators/runners.py", "operators/adapter.py"),

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from appliance.frames import Finding
-from appliance.mri.baseline import Baseline, Bools, Floats, Levels
-from appliance.mri.quality import Limits, find_frozen, find_level_changes
+from appliance.mri.baseline import Baseline, Levels
+from appliance.mri.quality import find_frozen, find_signal_drop
+from appliance.mri.rules import Bools, Floats, Found
 
 TISSUE = 0.5  # of the mean of what is brighter than the mean; stronger ghosts than this look like a body
+MIN_WRAP_PX = 32
 
 
 def measure_image(image: Floats) -> Levels:
@@ -64,19 +68,51 @@ def _between(mask: Bools, axis: int) -> Bools:
     return np.asarray(after & before)
 
 
-def find_ghosting(ghost: float | None, limit: float) -> list[Finding]:
-    """Warn of a ghost level as `ghost_level` gives it."""
+def find_ghosting(image: Floats, limit: float) -> Found:
+    """Find ghosts by their level as `ghost_level` gives it."""
+    ghost = ghost_level(image)
     if ghost is None or ghost <= limit:
-        return []
+        return ghost, []
     message = (
         f"ghosts of {100 * ghost:.0f} % of the body's signal along the phase direction; "
         "check for motion of the patient and, in EPI, the phase correction"
     )
-    return [Finding("ghosting", message, "warning", ghost, limit)]
+    return ghost, [Finding("ghosting", message, "warning", ghost, limit)]
 
 
-def judge_image(image: Floats, baseline: Baseline, limits: Limits) -> tuple[list[Finding], Levels]:
-    """Return what is wrong with an image that comes without k-space, and its levels."""
+def find_wrap(image: Floats, limit: float) -> Found:
+    """Find tissue at both ends of the field of view along y: what leaves it at one end comes in at the other.
+
+    `image` is magnitude (y, x) with the phase direction along y. An image without any background is not judged.
+    """
+    if min(image.shape) < MIN_WRAP_PX:
+        return None, []
+    rows = max(1, len(image) // 64)
+    first, last = (image[end].mean(axis=0, dtype=np.float64) for end in (slice(0, rows), slice(-rows, None)))
+    some = image[:: max(1, len(image) // 64), :: max(1, image.shape[1] // 64)].astype(np.float64)
+    background, tissue = float(np.percentile(some, 5)), some[some > some.mean()]
+    body = float(tissue.mean()) - background if tissue.size else 0.0
+    if body <= 0:
+        return None, []
+    both = np.minimum(first, last) - background
+    width = max(1, len(both) // 8)  # tissue fills an eighth of the row or more
+    measured = float(np.sort(both)[-width:].mean()) / body
+    if measured <= limit:
+        return measured, []
+    message = (
+        f"the body reaches over both ends of the field of view along the phase direction ({100 * measured:.0f} % of "
+        "its signal there), and folds over; enlarge the field of view or switch on phase oversampling"
+    )
+    return measured, [Finding("wrap", message, "warning", measured, limit)]
+
+
+def judge_image(
+    image: Floats, baseline: Baseline, thresholds: Mapping[str, float]
+) -> tuple[list[Finding], Levels, float | None]:
+    """Return what is wrong with an image that comes without k-space, its levels, and the part of signal lost."""
     levels = measure_image(image)
-    found = find_unusable_image(image)
-    return found or find_frozen(levels, baseline) or find_level_changes(levels, baseline, limits), levels
+    found = find_unusable_image(image) or find_frozen(levels, baseline)
+    if found:
+        return found, levels, None
+    lost, found = find_signal_drop(levels, baseline, thresholds["signal_drop"])
+    return found, levels, lost

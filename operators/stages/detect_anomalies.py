@@ -1,133 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find faults of an MRI acquisition by rules on raw k-space; the image itself is never changed.
+"""Find faults of the acquisition, by rules for its modality; the image itself is never changed.
 
-In:  (y, x) float32 with attachments["kspace"] (coil, ky, kx) complex64, or that k-space itself, any device
+In:  (y, x) float32, MR with attachments["kspace"] (coil, ky, kx) complex64; or that k-space itself, any device
 Out: the same frame, with `findings`
-Rules and their limits: appliance/mri/quality.py. Without k-space only what an image shows is checked.
+Rules and their thresholds: appliance/mri/rules.py and its like for CT and ultrasound. A finding is a warning; one that
+persists in three of five frames is an alarm. Thresholds come from `nearscan commission`, before that from defaults.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, Literal
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from appliance.arrays import to_host
 from appliance.context import Context
-from appliance.errors import StageError
-from appliance.frames import Finding, Frame, Scan
-from appliance.mri.baseline import Baselines
-from appliance.mri.events import EventLog
-from appliance.mri.image_quality import find_ghosting, find_unusable_image, ghost_level, judge_image
-from appliance.mri.quality import RULES, Limits, judge
+from appliance.errors import ModelError, StageError, StorageError
+from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned
+from appliance.faults.detector import Detector, default_thresholds
+from appliance.faults.events import EventLog
+from appliance.faults.measurements import Recorder, recorder
+from appliance.frames import Frame, Scan
+from appliance.inference.open_model import open_model
+from appliance.mri.faults import MrFaults
+from appliance.mri.second_opinion import Network
 from operators import OperatorSettings
 
-Rule = Literal["spike", "coil_drop", "noisy_coil", "clipping", "ghosting", "signal_drop", "low_snr", "frozen"]
-KSPACE_AXES = ("coil", "ky", "kx")
+DETECTORS: Mapping[str, type[Detector]] = {"MR": MrFaults}
+ALWAYS = ("not_finite", "all_zero")
+KEEP = 0.95  # of the running "unusual" score
+
+
+def _known() -> dict[str, float | None]:
+    return {name: rule.default for detector in DETECTORS.values() for name, rule in detector.RULES.items()}
 
 
 class Settings(OperatorSettings):
-    """Which rules run, and how far from normal is a fault."""
+    """Which rules run, and thresholds that stand over those of commissioning."""
 
-    rules: tuple[Rule, ...] = Field(RULES, description="Rules to run; all by default.")
-    spike: float = Field(4, ge=2, le=1000, description="Spike: times the largest of its neighbours in k-space.")
-    coil_drop: float = Field(0.3, gt=0, lt=1, description="Coil drop: part of its usual signal that a coil must keep.")
-    noisy_coil: float = Field(2, ge=1.2, le=100, description="Noisy coil: times its usual noise.")
-    ghosting: float = Field(0.08, gt=0, le=1, description="Ghosting: part of the body's signal seen beside it.")
-    signal_drop: float = Field(0.25, gt=0, lt=1, description="Signal drop: part of the usual signal that is lost.")
-    low_snr_db: float = Field(6, ge=1, le=60, description="Low SNR: loss against the usual SNR, in dB.")
+    rules: tuple[str, ...] = Field((), description="Rules to run; all of the modality where none is named.")
+    thresholds: dict[str, float] = Field(
+        {}, description="By rule, larger is less sensitive; for rules where commissioning is not to decide."
+    )
+
+    model: str = Field(
+        "mr-faults",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="Network for a second opinion on MR; empty for none. Rules do without it.",
+    )
+
+    @field_validator("rules", "thresholds")
+    @classmethod
+    def _are_known(cls, given: Any) -> Any:
+        for name in given:
+            if name not in _known() or (isinstance(given, dict) and _known()[name] is None):
+                raise ValueError(f"unknown rule {name!r}; known: {', '.join(sorted(_known()))}")
+        return given
 
 
 class DetectAnomalies:
-    """One scan: a running baseline for each slice position, the findings, and what happened when."""
+    """One scan: its detector, what happened when, and what is an alarm now."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._rules = tuple(settings.rules)
-        self._limits = Limits(**settings.model_dump(exclude={"rules"}))
-        self._baselines = Baselines()
+    def __init__(
+        self, settings: Settings, context: Context, commissioned: Commissioned | None, network: Network | None
+    ) -> None:
+        self._settings, self._context, self._commissioned, self._network = settings, context, commissioned, network
+        self._recorder: Recorder = recorder(context.data_dir / "faults", context.pipeline)
+        self._detector: Detector | None = None
+        self._setup_name, self._setup, self._unusual = "", None, 0.0
+        self._rules: tuple[str, ...] = ()
         self._events = EventLog()
-        self._measured: dict[str, Any] = {"snr_db": None, "ghosting": None, "unchecked": []}
 
     def begin(self, scan: Scan) -> Scan:
-        """Take MR k-space or MR images."""
-        if scan.modality != "MR":
-            raise StageError(
-                f"detect_anomalies: its rules are for MR, got {scan.modality!r}; remove it from this pipeline",
-                scan.scan_id,
-            )
-        if scan.axes != KSPACE_AXES and (scan.axes[-2:] != ("y", "x") or "coil" in scan.axes):
-            raise StageError(
-                f"detect_anomalies: expected axes (coil, ky, kx) or (y, x), got ({', '.join(scan.axes)}); "
-                "put it after reconstruct",
-                scan.scan_id,
-            )
+        """Choose the detector and its thresholds."""
+        kind = DETECTORS.get(scan.modality)
+        if kind is None:
+            raise StageError(f"detect_anomalies: no rules for {scan.modality!r}; remove it here", scan.scan_id)
+        self._setup_name = kind.setup(scan)
+        setups = self._commissioned.setups if self._commissioned else {}
+        self._setup: Setup | None = setups.get(self._setup_name)
+        thresholds = default_thresholds(kind.RULES)
+        self._rules = tuple(thresholds)
+        if self._setup:
+            thresholds |= {name: learnt.threshold for name, learnt in self._setup.rules.items() if name in thresholds}
+        off = {name: math.inf for name in thresholds if not self._wanted(name)}
+        thresholds |= self._settings.thresholds | off
+        self._detector = MrFaults(thresholds, self._network) if kind is MrFaults else kind(thresholds)
+        try:
+            self._detector.begin(scan)
+        except ValueError as error:
+            raise StageError(f"detect_anomalies: {error}", scan.scan_id) from error
+        self._context.alarm("acquisition", "")
         return scan
 
     def frame(self, frame: Frame) -> Frame:
-        """Return `frame` with what was found added."""
-        kspace = frame.array if frame.axes == KSPACE_AXES else frame.attachments.get("kspace")
-        image = None
-        if frame.is_image:
-            image = to_host(frame.array if frame.original is None else frame.original)
-        found = self._judge(frame, kspace, image)
-        if not found and image is not None:
-            found = self._check_image(image)
+        assert self._detector is not None, "begin comes first"
+        found = [f for f in self._detector.judge(frame) if self._wanted(f.kind)]
+        measured = self._detector.measured
+        self._recorder.add(self._setup_name, self._rules, measured)
+        if self._setup:
+            self._unusual = KEEP * self._unusual + (1 - KEEP) * self._setup.unusual(measured)
         told = self._events.record(frame.sequence, frame.position.slice, found)
+        self._context.alarm("acquisition", "; ".join(self._events.alarms()))
         return dataclasses.replace(frame, findings=(*frame.findings, *told)) if told else frame
 
-    def _judge(self, frame: Frame, kspace: Any, image: Any) -> list[Finding]:
-        """Judge the raw data, or the image where there is none, against what is usual."""
-        key = (frame.position.slice, frame.position.contrast, frame.position.set)
-        if kspace is None:
-            key += image.shape
-            found, levels = judge_image(image, self._baselines.get(key), self._limits)
-            unchecked = ["spike", "coil_drop", "noisy_coil", "clipping", "low_snr"]
-        else:
-            raw, ky, calibration = _raw(frame, kspace)
-            key += (raw.shape[0], raw.shape[2], ky[~calibration].tobytes())
-            baseline = self._baselines.get(key)
-            found, levels, unchecked = judge(raw, ky, calibration, baseline, self._limits, self._rules)
-        found = [f for f in found if f.kind in (*self._rules, "not_finite", "all_zero")]
-        changed = bool(found) and all(f.kind in ("signal_drop", "low_snr") for f in found)
-        self._baselines.learn(key, levels, clean=not found, changed=changed)
-        self._measured |= {"snr_db": levels.snr_db, "unchecked": unchecked}
-        return found
-
-    def _check_image(self, image: Any) -> list[Finding]:
-        found = find_unusable_image(image)
-        if found or "ghosting" not in self._rules or image.ndim != 2:
-            return found
-        self._measured["ghosting"] = ghost = ghost_level(image)
-        if ghost is None:
-            self._measured["unchecked"] = [*self._measured["unchecked"], "ghosting"]
-        return find_ghosting(ghost, self._limits.ghosting)
+    def _wanted(self, kind: str) -> bool:
+        return not self._settings.rules or kind in (*self._settings.rules, *ALWAYS)
 
     def end(self) -> Iterable[Frame]:
         """Nothing is held back."""
         return ()
 
     def status(self) -> dict[str, Any]:
-        """Counts by kind, the newest events, the last frame's levels, and the rules it gave no basis for."""
-        return {**self._events.status(), **self._measured}
+        """Counts by kind, the newest events, the last frame's measurements, and how far commissioning has come."""
+        own = self._detector
+        seen = {"measured": dict(own.measured), "unchecked": [*own.unchecked]} if own else {}
+        return {**self._events.status(), **seen, "commissioned": self._how_far(), "unusual": round(self._unusual, 2)}
 
-
-def _raw(frame: Frame, kspace: Any) -> tuple[Any, Any, Any]:
-    """Return k-space, line indices and which lines only calibrate, on the host."""
-    raw = np.asarray(to_host(kspace), np.complex64)
-    ky = np.asarray(to_host(frame.attachments.get("ky", np.arange(raw.shape[1]))))
-    calibration = np.asarray(to_host(frame.attachments.get("calibration_only", np.zeros(len(ky), bool))))
-    if len(ky) != raw.shape[1] or len(ky) != len(calibration) or not raw.size or calibration.all():
-        raise ValueError(
-            f"detect_anomalies: k-space of shape {raw.shape} does not fit {len(ky)} line indices, of which "
-            f"{int(calibration.sum())} only calibrate; the source must send a frame's lines with it"
-        )
-    return raw, ky, calibration
+    def _how_far(self) -> str:
+        if self._setup:
+            return f"for {self._setup_name}, from {self._setup.n_frames} frames"
+        what = f" for {self._setup_name}" if self._commissioned and self._setup_name else ""
+        advice = f"run 'nearscan commission {self._context.pipeline}' after 500 clean frames"
+        return f"not commissioned{what}: default thresholds; {advice}"
 
 
 def make(settings: Settings, context: Context) -> DetectAnomalies:
-    """Make the stage for one scan."""
-    del context
-    return DetectAnomalies(settings)
+    """Make the stage for one scan. Without what commissioning learnt defaults are used, without a model only rules."""
+    problem, commissioned = "", None
+    try:
+        commissioned = read_commissioned(commissioned_path(context.data_dir, context.pipeline))
+    except StorageError as error:
+        problem = f"default thresholds are used: {error}"
+    context.alarm("commissioning", problem)
+    return DetectAnomalies(settings, context, commissioned, _open(settings.model, context))
+
+
+def _open(model: str, context: Context) -> Network | None:
+    """Open the network, once per process; None, with an alarm, when it cannot be used."""
+    if not model:
+        return None
+    try:
+        live = open_model(model, context, "f32")  # thresholds were set for f32
+    except ModelError as error:
+        context.alarm(f"model {model}", f"faults are looked for by rules only: {error}")
+        return None
+    return lambda features: live.run(features)[0]

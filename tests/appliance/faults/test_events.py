@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Findings become events: one for as long as a fault lasts."""
 
+from appliance.faults.events import N_EVENTS, EventLog
 from appliance.frames import Finding
-from appliance.mri.events import N_EVENTS, EventLog
 
 
 def drop(coil):
