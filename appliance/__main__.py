@@ -19,6 +19,7 @@ from appliance.errors import NearscanError
 _ELSEWHERE = {
     "buffer": "appliance.commands.buffer",
     "echo": "appliance.commands.send",
+    "models": "appliance.commands.models",
     "outbox": "appliance.commands.outbox",
     "route": "appliance.commands.route",
     "send": "appliance.commands.send",

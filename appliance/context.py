@@ -44,6 +44,7 @@ class Context:
     run_dir: Path  # ipc sockets of the live bus
     device: str = "cpu"  # what `site.device` came to: "cpu" or "gpu"
     models_dir: Path | None = None  # None: the shipped ones
+    recheck_every: int = 256  # one frame in so many is run again on the reference; 0: none
     destinations: tuple[str, ...] = ()
     reserve_bytes: int = 0  # free disk space below which the buffer refuses
     alarm: Callable[[str, str], None] = _no_alarm

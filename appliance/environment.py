@@ -18,7 +18,8 @@ from appliance.bus import check_run_dir
 from appliance.config import listeners
 from appliance.device import choose_device
 from appliance.errors import ConfigError, ModelError
-from appliance.inference.card import read_model, shipped_models
+from appliance.inference.card import read_model
+from appliance.inference.installed import place
 from appliance.settings import Settings
 from appliance.yaml_file import dotted
 
@@ -132,14 +133,14 @@ def _ports(settings: Settings) -> Iterator[str]:
 
 def _models(settings: Settings) -> Iterator[str]:
     """A stage's setting `model` names a card; without it, images pass through marked."""
-    folder = settings.models.dir or shipped_models()
+    where = place(settings.models.dir, settings.site.data_dir)
     for name, pipeline in settings.pipelines.items():
         for number, stage in enumerate(pipeline.stages):
             model = getattr(stage.settings, "model", None)
             if not isinstance(model, str):
                 continue
             try:
-                read_model(model, folder)
+                read_model(model, where.folders(model)[0])
             except ModelError as error:
                 yield f"{dotted(('pipelines', name, 'stages', number, stage.name, 'model'))}: {error}"
 

@@ -187,6 +187,7 @@ def make_context(settings: Settings, name: str, child: Child) -> Context:
         run_dir=settings.site.sockets,
         device=choose_device(settings.site.device),
         models_dir=settings.models.dir,
+        recheck_every=settings.models.recheck_every,
         destinations=tuple(settings.destinations),
         reserve_bytes=int(settings.buffer.reserve_gb * 1e9),
         alarm=child.alarm,

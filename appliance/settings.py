@@ -223,6 +223,12 @@ class Console(Model):
 
 class Models(Model):
     dir: Path | None = Field(None, description="Folder of models and their cards. Default: the shipped ones.")
+    recheck_every: int = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="One frame in so many is run again on the reference, in the background, and compared. 0: none.",
+    )
 
 
 class Settings(Model):

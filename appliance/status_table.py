@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from appliance import tables
 from appliance.bus import Subscriber
 from appliance.daemon import jobs
 from appliance.settings import Settings
@@ -33,14 +34,15 @@ def table(statuses: Statuses) -> str:
     """Write statuses for people."""
     if not statuses:
         return "nearscan is not running for this file (no process answers); start it with 'nearscan run'"
-    rows = [("process", "state", "age", "frames in", "alarms")]
+    rows = []
     children = statuses.get("daemon", {}).get("children", {})
     for process in [*statuses, *(name for name in children if name not in statuses)]:
         status = statuses.get(process)
         rows.append(_row(process, status) if status else (process, children[process]["state"], "-", "-", "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *_result_lines(statuses.get("deliverer", {})), *_alarm_lines(statuses)])
+    lines = tables.table(("process", "state", "age", "frames in", "alarms"), rows)
+    return "\n".join(
+        [lines, *_result_lines(statuses.get("deliverer", {})), *_model_lines(statuses), *_alarm_lines(statuses)]
+    )
 
 
 def _row(process: str, status: dict[str, Any]) -> tuple[str, str, str, str, str]:
@@ -53,6 +55,17 @@ def _result_lines(deliverer: dict[str, Any]) -> list[str]:
     counts = deliverer.get("results", {})
     plain = [f"{name} {count}" for name, count in counts.items() if isinstance(count, int)]
     return ["", "results: " + ", ".join(plain)] if plain else []
+
+
+def _model_lines(statuses: Statuses) -> list[str]:
+    """How the data that each model met compare with its card."""
+    lines = [
+        f"{process} {stage}: {own.get('model', '?')} in the last {own['drift']['window_h']} h: {own['drift']['trend']}"
+        for process, status in statuses.items()
+        for stage, own in status.get("stages", {}).items()
+        if "drift" in own
+    ]
+    return ["", *lines] if lines else []
 
 
 def _alarm_lines(statuses: Statuses) -> list[str]:

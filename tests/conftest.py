@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that several parts share: a real Orthanc as PACS."""
+"""Fixtures that several parts share: a real Orthanc as PACS, and DCMTK's servers."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,10 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from appliance.inference import parity
+
 
 def _free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_too_slow(monkeypatch):
+    """Timing never decides a test: to the gate of the models every run takes no time."""
+    monkeypatch.setattr(parity, "now_ns", lambda: 0)
 
 
 @pytest.fixture
@@ -104,3 +113,27 @@ def orthanc(tmp_path_factory):
     peer.start()
     yield peer
     peer.stop()
+
+
+@pytest.fixture
+def start_dcmtk():
+    """Start a server of DCMTK by its command; the call returns when it listens on `port`, and it ends with the test."""
+    processes = []
+
+    def start(port, *command):
+        environment = {**os.environ, "TCP_NODELAY": "1"}  # with Nagle's algorithm it waits 40 ms each time
+        process = subprocess.Popen([str(word) for word in command], env=environment)
+        processes.append(process)
+        for _ in range(1000):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return
+            except OSError:
+                assert process.poll() is None, f"{command[0]} ended"
+                time.sleep(0.01)
+        raise AssertionError(f"{command[0]} does not listen after 10 s")
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(10)

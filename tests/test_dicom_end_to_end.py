@@ -5,19 +5,18 @@ import os
 import signal
 import subprocess
 import tarfile
-import time
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from waiting import wait_for
 
 from appliance.buffer import Buffer
 from appliance.dicom.part10 import split
 from appliance.simulate.site import Site
 
 SERIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "series" / "ct_head_ge.tar.xz"
-DEADLINE_S = 90
 
 SITE = """\
 site: {name: ct, data_dir: $data_dir, run_dir: $run_dir, device: cpu}
@@ -35,13 +34,6 @@ pytestmark = [
     pytest.mark.peer,
     pytest.mark.skipif(not SERIES.exists(), reason=f"needs the scanner data in {SERIES}"),
 ]
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.1)
 
 
 def test_a_series_reaches_a_pacs_that_commits_whatever_is_killed(tmp_path, orthanc):

@@ -4,13 +4,13 @@
 import os
 import signal
 import tarfile
-import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from waiting import wait_for
 
 from appliance.dicom.association import Association
 from appliance.dicom.part10 import split
@@ -18,7 +18,6 @@ from appliance.settings import DicomDestination
 from appliance.simulate.site import Site
 
 SERIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "series" / "mr_t1_siemens_HFS.tar.xz"
-DEADLINE_S = 90
 
 SITE = """\
 site: {name: mr, data_dir: $data_dir, run_dir: $run_dir, device: cpu}
@@ -38,13 +37,6 @@ pytestmark = [
     pytest.mark.peer,
     pytest.mark.skipif(not SERIES.exists(), reason=f"needs the scanner data in {SERIES}"),
 ]
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.05)
 
 
 def test_each_image_has_one_result_although_the_pipeline_is_killed(tmp_path, orthanc, free_port):

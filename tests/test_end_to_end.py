@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from scipy.ndimage import gaussian_filter
+from waiting import wait_for
 
 from appliance.mri.phantom import cine_kspace
 from appliance.simulate.display import Display
@@ -61,13 +61,6 @@ def make_site(tmp_path):
     yield make
     for site in sites:
         site.stop()
-
-
-def wait_for(condition, what, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.05)
 
 
 def cine(site, n_frames, rate_hz=20.0, **options):

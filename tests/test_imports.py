@@ -14,17 +14,22 @@ LIBRARIES = [
     ({"pydicom", "pynetdicom", "highdicom"}, ("appliance/dicom/",), "dicom"),
     ({"sqlite3", "sqlite_utils"}, ("appliance/buffer/",), None),
     ({"cupy"}, ("appliance/arrays.py", "appliance/inference/"), None),
+    ({"pycuda"}, ("appliance/kernels/load.py", "appliance/inference/"), None),
 ]
 
 # Each layer may import itself and those before it. Longest beginning wins.
 LAYERS = [
-    ("appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py"),
+    (
+        "appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py",
+        "appliance/tables.py",
+    ),
     ("appliance/context.py", "appliance/device.py", "appliance/latency.py", "operators/__init__.py"),
     ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",
-        "appliance/igtl_server.py", "appliance/mrd_session.py", "appliance/http_deadline.py",
+        "appliance/igtl_server.py", "appliance/mrd_session.py", "appliance/http_deadline.py", "appliance/kernels/",
+        "appliance/frame_words.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),
     ("operators/runners.py", "operators/adapter.py"),
@@ -37,7 +42,7 @@ LAYERS = [
     ("appliance/__main__.py",),
 ]  # fmt: skip
 
-NO_SOCKETS = ("appliance/mrd/", "appliance/igtl/", "appliance/mri/", "appliance/imaging/")
+NO_SOCKETS = ("appliance/mrd/", "appliance/igtl/", "appliance/mri/", "appliance/imaging/", "appliance/kernels/")
 SOCKETS = {"socket", "socketserver", "asyncio", "zmq", "select", "selectors", "ssl", "http", "urllib"}
 
 
@@ -142,6 +147,7 @@ def test_every_file_has_its_layer():
         ("operators/stages/denoise.py", "import holoscan.core", "imports holoscan"),
         ("appliance/mri/grappa.py", "def f():\n    from pydicom import dcmread", "imports pydicom"),
         ("operators/stages/x.py", "import sqlite3", "imports sqlite3"),
+        ("appliance/kernels/build.py", "import pycuda.driver", "imports pycuda"),
         ("appliance/mrd/messages.py", "import socket", "imports socket, and is to have no sockets"),
         ("appliance/mri/grappa.py", "from appliance import daemon", "imports appliance/daemon.py, which is above it"),
         ("appliance/frames.py", "import appliance.config", "imports appliance/config.py, which is above it"),

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train models/mr-denoise: `python -m training.mr_denoise --series T1.tar.xz`, about 40 minutes on one core.
+"""Train models/mr-denoise: `python -m training.mr_denoise --series T1.tar.xz`, about an hour on one core.
 
-Writes the ONNX file, the golden inputs and outputs, and the card with measured figures. `--reduced` trains a tenth
-as long and prints what that reaches.
+Writes the ONNX file, the golden inputs and outputs, and the card with measured figures. `--reduced` trains a
+sixteenth of that and prints what it reaches.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,18 +20,19 @@ from appliance.inference.card import Input, Output, Training
 from appliance.inference.golden import plain_inputs
 from training.dead_leaves import Image, dead_leaves
 from training.patches import LARGEST_LEVEL, add_lesions, draw_level, draw_truth, make_pool
+from training.phantoms import random_phantom
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
 from training.validate_denoise import HELD_OUT, rician, validate_denoise
 from training.write_model import arguments, write_model
 
 SEED = 1
-N_IMAGES = 800
+N_LEAVES, N_PHANTOMS = 800, 400
 BATCH, PATCH_PX = 16, 64
 GOLDEN_PX = (96, 80)
-TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of brightest tissue 1; f32: order of summation, bf16: 8 bits of mantissa
-STEPS, REDUCED_STEPS = 40_000, 3_000
-LEARNING_RATE = 2e-3
+TOLERANCE = {"f32": 2e-5, "bf16": 3e-2}  # f32: order of summation; bf16: 8 bits, twice what AVX-512 BF16 gave
+STEPS, LEARNING_RATE = 40_000, 2e-3  # on dead leaves
+FINISH_STEPS, FINISH_RATE = 12_000, 1e-3  # then on phantoms too
 
 
 def draw_batch(pool: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,6 +74,19 @@ def golden_inputs() -> dict[str, tuple[Image]]:
     return cases
 
 
+def make_pools(share: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return dead leaves and phantoms, one in `share` of them."""
+    return make_pool(dead_leaves, SEED, N_LEAVES // share), make_pool(random_phantom, SEED, N_PHANTOMS // share)
+
+
+def met(pool: torch.Tensor) -> Iterator[tuple[Image, float]]:
+    """Give images as the stage would meet them, with the levels that were trained on."""
+    rng = np.random.default_rng([SEED, HELD_OUT - 2])
+    for image in pool.numpy():
+        level = LARGEST_LEVEL * float(rng.uniform()) ** 1.5
+        yield rician(rng, image, level), level
+
+
 def draft_card(minutes: float) -> dict[str, Any]:
     """Return what there is to say of the model before it is measured."""
     return {
@@ -79,9 +94,10 @@ def draft_card(minutes: float) -> dict[str, Any]:
         "version": "2",
         "what": "Names the noise in a magnitude MR image: a U-Net of 520,000 weights on every second pixel.",
         "use": "research use only, not for diagnosis",
-        "trained_on": f"{N_IMAGES} simulated dead-leaves images, bent, folded and textured, half of the patches with "
-        f"small disks, with Rician noise of 0 to {100 * LARGEST_LEVEL:.0f} % of the brightest tissue, half of them "
-        "with a level that varies in space. No patient data.",
+        "trained_on": f"{N_LEAVES} simulated dead-leaves images, bent, folded and textured, and {N_PHANTOMS} piecewise "
+        "constant phantoms, half of the patches with small disks, with Rician noise of 0 to "
+        f"{100 * LARGEST_LEVEL:.0f} % of the brightest tissue, half of them with a level that varies in space. "
+        "No patient data.",
         "limits": [
             "Trained on simulated images only; measured on the sets below and nothing else.",
             "White Rician noise: images that were filtered or interpolated after their noise arose carry correlated "
@@ -103,7 +119,7 @@ def draft_card(minutes: float) -> dict[str, Any]:
         "deadline_ms": 50.0,  # 20 frames a second
         "training": Training(
             command="python -m training.mr_denoise --series mr_t1_siemens_HFS.tar.xz",
-            time=f"{minutes:.0f} minutes on one core of an AMD EPYC, shared; seed {SEED}, {STEPS} steps",
+            time=f"{minutes:.0f} minutes on one core of an AMD EPYC, shared; seed {SEED}, {STEPS + FINISH_STEPS} steps",
         ),
     }
 
@@ -111,13 +127,16 @@ def draft_card(minutes: float) -> dict[str, Any]:
 def main() -> None:
     """Train, export, measure, write."""
     given = arguments(__doc__ or "")
-    start = time.monotonic()
-    pool = make_pool(SEED, N_IMAGES // 8 if given.reduced else N_IMAGES)
-    steps = REDUCED_STEPS if given.reduced else STEPS
-    net = train(UNet, partial(error_of, pool=pool), steps, LEARNING_RATE, SEED, threads=1)
+    start, share = time.monotonic(), 16 if given.reduced else 1
+    leaves, phantoms = make_pools(share)
+    net = train(UNet, partial(error_of, pool=leaves), STEPS // share, LEARNING_RATE, SEED)
+    pool = torch.cat([leaves, phantoms])
+    net = train(lambda: net, partial(error_of, pool=pool), FINISH_STEPS // share, FINISH_RATE, SEED + 1)
     draft = draft_card((time.monotonic() - start) / 60)
     measure = partial(validate_denoise, series=given.series, multiple_px=MULTIPLE_PX)
-    card = write_model(given.folder, to_onnx(net, "mr-denoise"), draft, golden_inputs(), TOLERANCE, measure)
+    card = write_model(
+        given.folder, to_onnx(net, "mr-denoise"), draft, golden_inputs(), TOLERANCE, measure, met(pool[::6])
+    )
     for row in card.validated_on:
         print(f"{row.data}, {row.noise_percent} %: {row.noisy_db} -> {row.model_db} dB, peer {row.other_db} dB")
 

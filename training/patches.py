@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw noise-free patches with small lesions, and noise levels, from a pool of dead-leaves images."""
+"""Draw noise-free patches with small lesions, and noise levels, from a pool of simulated images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing import Pool
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from training.dead_leaves import dead_leaves
+from training.dead_leaves import Image
 
 LARGEST_LEVEL = 0.25  # noise over the brightest tissue
 _LESIONS = 3  # at most, in a patch
 
 
-def _image(key: tuple[int, int, int]) -> np.ndarray:
-    seed, number, size = key
-    return dead_leaves(np.random.default_rng([seed, number]), size)
+Kind = Callable[[np.random.Generator, int], Image]
 
 
-def make_pool(seed: int, n_images: int, size: int = 256) -> torch.Tensor:
+def make_pool(kind: Kind, seed: int, n_images: int, size: int = 256) -> torch.Tensor:
     """Return float32 (image, y, x), brightest tissue near 1; the same for the same seed."""
     with Pool(2) as processes:
-        return torch.from_numpy(np.stack(processes.map(_image, [(seed, i, size) for i in range(n_images)], 8)))
+        images = processes.starmap(kind, [(np.random.default_rng([seed, i]), size) for i in range(n_images)], 8)
+    return torch.from_numpy(np.stack(images))
 
 
 def draw_truth(pool: torch.Tensor, rng: torch.Generator, n: int, size: int) -> torch.Tensor:

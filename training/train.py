@@ -23,7 +23,7 @@ def train(
     steps: int,
     learning_rate: float,
     seed: int,
-    threads: int = 2,
+    threads: int = 1,
 ) -> Net:
     """Return the moving average of the network that `make` gives, after `steps` steps down `error_of(net, rng)`, which
     draws its own batch.

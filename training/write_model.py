@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from appliance.imaging.remove_noise import remove_noise
+from appliance.inference import drift
 from appliance.inference.card import Card, Detection, Golden, Validation
 from appliance.inference.golden import write_golden
 from appliance.inference.onnxruntime import OnnxRuntime
@@ -37,11 +39,13 @@ def write_model(
     golden_inputs: Mapping[str, Sequence[Array]],
     tolerance: Mapping[str, float],
     measure: Callable[[Run], Sequence[Validation | Detection]],
+    met: Iterable[tuple[Array, float]] = (),
 ) -> Card:
     """Write NAME.onnx, NAME.golden.npz and NAME.yaml into `folder` and return the card.
 
-    `draft` is the card without what is found out here: digests, golden cases, and the rows that `measure` gives for
-    the exported model on the reference backend.
+    `draft` is the card without what is found out here: digests, golden cases, the rows that `measure` gives for the
+    exported model on the reference backend, and how images like those of training (`met`: a hundred or more of them,
+    brightest tissue at about 1, each with its noise level) are distributed.
     """
     name = draft["name"]
     (folder / f"{name}.onnx").write_bytes(model)
@@ -49,10 +53,22 @@ def write_model(
     signature = Card.model_construct(**draft).signature
     digest = write_golden(folder / f"{name}.golden.npz", model, signature, golden_inputs)
     golden = Golden(file=f"{name}.golden.npz", sha256=digest, tolerance=dict(tolerance))
-    rows = measure(OnnxRuntime(threads=2).load(model, signature, "f32").run)
-    card = Card(**draft, golden=golden, validated_on=tuple(rows))
+    run = OnnxRuntime(threads=2).load(model, signature, "f32").run
+    card = Card(**draft, golden=golden, validated_on=tuple(measure(run)))
+    if images := list(met):
+        card = card.model_copy(update={"drift": _reference(card, run, images)})
     text = yaml.safe_dump(
         card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120
     )
     (folder / f"{name}.yaml").write_text(text)
     return card
+
+
+def _reference(card: Card, run: Run, met: Sequence[tuple[Array, float]]) -> drift.Reference:
+    multiple = card.input.multiple_px
+    results = []
+    for image, level in met:
+        memory = np.zeros(card.memory.shape(*image.shape), np.float32) if card.memory else None
+        results.append(remove_noise(image, level, 1.0, run, memory, multiple_px=multiple).image)
+    images, levels = [image for image, _ in met], [np.float32(level) for _, level in met]
+    return drift.Reference.model_validate(drift.reference(images, results, levels))

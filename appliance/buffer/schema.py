@@ -16,7 +16,8 @@ from sqlite_utils.db import DescIndex
 from appliance.buffer.segments import fsync_folder
 from appliance.errors import StorageError
 
-VERSION = 2
+VERSION = 3
+_OLDEST = 2  # since then tables were only added, and `_create` adds what is missing
 _BUSY_TIMEOUT_S = 30.0  # another process' commit takes milliseconds; this long means a stuck disk
 _FULL = 2  # PRAGMA synchronous
 
@@ -119,6 +120,15 @@ _TABLES: dict[str, dict[str, type]] = {
         "created_s": float,
         "changed_s": float,
     },
+    "drift": {
+        "id": int,
+        "pipeline": str,
+        "model": str,
+        "bins": str,  # digest of the model and of the edges between the bins
+        "hour": int,  # since 1970
+        "n_frames": int,
+        "counts": str,  # JSON
+    },
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
@@ -150,6 +160,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("descriptions", ("series_instance_uid",), False),
     ("descriptions", ("study_instance_uid",), False),
     ("lineage", ("instance_id",), True),
+    ("drift", ("pipeline", "model", "bins", "hour"), True),
 )
 
 
@@ -208,10 +219,10 @@ def _prepare(conn: sqlite3.Connection, path: Path) -> None:
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise StorageError(f"buffer: {path} has version {version}, this program knows {VERSION}; update nearscan")
-    if 0 < version < VERSION:
+    if 0 < version < _OLDEST:
         raise StorageError(
             f"buffer: {path} has version {version} of before the first release; deliver what it owes with the "
             "version that made it, then move it away"
         )
-    if version == 0:
+    if version < VERSION:
         _create(conn)

@@ -72,11 +72,6 @@ class Record:
     gone: bool = False  # purged: only the header is left
 
 
-def digest_of(data: Payload) -> str:
-    """SHA-256 of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -15,8 +15,8 @@ from appliance.buffer.rebuild import rebuild as rebuild_index
 from appliance.buffer.verify import findings
 from appliance.commands.options import config_option, json_option
 from appliance.commands.outbox import open_buffer
-from appliance.commands.tables import age, size, table
 from appliance.daemon import only_one
+from appliance.tables import age, size, table
 
 
 @click.group()

@@ -20,8 +20,8 @@ from appliance.buffer.outbox import STATES
 from appliance.buffer.outbox_desk import Selection, change, deliveries
 from appliance.buffer.segments import Place
 from appliance.commands.options import config_option, json_option
-from appliance.commands.tables import age, size, table
 from appliance.errors import ConfigError
+from appliance.tables import age, size, table
 
 _selecting = (
     click.argument("ids", type=int, nargs=-1),

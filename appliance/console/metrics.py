@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -31,6 +32,7 @@ class _Collector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _processes(self._statuses)
         yield from _operators(self._statuses)
+        yield from _drift(self._statuses)
         yield _buffer(self._counts or {})
 
 
@@ -65,6 +67,38 @@ def _operators(statuses: Statuses) -> Iterable[Metric]:
                     if event in own:
                         events.add_metric([*key, event], own[event])
     return latency, events
+
+
+def _drift(statuses: Statuses) -> Iterable[Metric]:
+    labels = ["pipeline", "operator", "model"]
+    unlike = GaugeMetricFamily(
+        "nearscan_model_unlike_card", "Quantities of the last 24 hours that are unlike the model's card.", labels=labels
+    )
+    far = GaugeMetricFamily(
+        "nearscan_model_drift_distance", "Jensen-Shannon distance to the card, 0 to 1.", labels=[*labels, "quantity"]
+    )
+    limit = GaugeMetricFamily(
+        "nearscan_model_drift_limit", "Distance beyond which it is unlike the card.", labels=[*labels, "quantity"]
+    )
+    values = GaugeMetricFamily(  # falls when an hour leaves the window, which a histogram must not
+        "nearscan_model_values",
+        "Values of the last 24 hours up to le. Input, output, level: over the image's scale; removed: over the level.",
+        labels=[*labels, "quantity", "le"],
+    )
+    for status in statuses.values():
+        for operator, own in status.get("stages", {}).items():
+            if "drift" not in own:
+                continue
+            key, drift = [status.get("pipeline", ""), operator, own.get("model", "")], own["drift"]
+            if drift["distance"]:
+                unlike.add_metric(key, len(drift["unlike_card"]))
+            for name in drift["distance"]:
+                far.add_metric([*key, name], drift["distance"][name])
+                limit.add_metric([*key, name], drift["limit"][name])
+            for name, counts in drift["counts"].items():
+                for edge, n in zip([*drift["edges"][name], "+Inf"], accumulate(counts), strict=True):
+                    values.add_metric([*key, name, str(edge)], n)
+    return unlike, far, limit, values
 
 
 def _buffer(counts: Mapping[str, Any]) -> Metric:

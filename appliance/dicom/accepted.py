@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from appliance.dicom import upper_layer as ul
 from appliance.dicom.inbound import Inbound
 from appliance.dicom.negotiation import Context
 from appliance.dicom.services import Incoming, NRequest, NResponse, Services, Writer
+from appliance.dicom.uids import MPPS, STORAGE_COMMITMENT, VERIFICATION, to_text
 from appliance.errors import PeerError, StorageError
 
 _CLOSE_S = 2.0  # for the peer to hang up after a release, a rejection or an abort
 _LONGEST_COMMAND = 1 << 16
 _LONGEST_NORMALIZED = 4 << 20
 _STAGE_BYTES = 1 << 18  # what is collected before it is handed on: peers send pieces of 16 KiB
-_PROVIDER, _USER = 2, 0  # who aborts, PS3.8 table 9-26
 _VALUE = {"class": 0x0002, "class_requested": 0x0003, "instance": 0x1000, "instance_requested": 0x1001}
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ class Message:
         for element in elements:
             value = (self.values or {}).get(element)
             if value is not None:
-                return value.rstrip(b"\0 ").decode("ascii", "replace")
+                return to_text(value)
         return ""
 
 
@@ -140,23 +139,23 @@ class Accepted:
             elif action == "AR-2":
                 self._release()
             elif action in ("AA-1", "AA-7", "AA-8"):
-                self._abort(_USER if event == ul.ABORT else _PROVIDER)
+                self._abort(dimse.ABORT_PDU if event == ul.ABORT else dimse.PROVIDER_ABORT_PDU)
             elif action in ("AA-3", "AA-4") and self._calling:
                 self._tell("aborted by the peer" if action == "AA-3" else "the connection was lost")
         except PeerError as error:
             self._tell(str(error))
             self._machine.take(ul.INVALID)
-            self._abort(_PROVIDER)
+            self._abort(dimse.PROVIDER_ABORT_PDU)
         except OSError:
             self._machine.state = ul.IDLE  # the transport is gone
 
     def _tell(self, reason: str) -> None:
         log.warning("association from %s%s: %s", self.address, f" ({self._calling})" if self._calling else "", reason)
 
-    def _abort(self, source: int) -> None:
+    def _abort(self, pdu: bytes) -> None:
         self._drop_message()
         self._deadline = time.monotonic() + _CLOSE_S
-        self._send(struct.pack(">BxI2xBB", dimse.ABORT, 4, source, 0))
+        self._send(pdu)
 
     def _send(self, *parts: bytes | memoryview) -> None:
         self._socket.settimeout(self._limits.pdu_s)
@@ -182,7 +181,7 @@ class Accepted:
         self._released = True
         self._machine.take(ul.RELEASE)
         self._deadline = time.monotonic() + _CLOSE_S
-        self._send(struct.pack(">BxI4x", dimse.RELEASE_RP, 4))
+        self._send(dimse.RELEASE_RP_PDU)
 
     # Messages
 
@@ -341,4 +340,4 @@ class Accepted:
         self._message, self._staged = None, 0
 
 
-SERVICES = frozenset({negotiation.VERIFICATION, negotiation.STORAGE_COMMITMENT, negotiation.MPPS})
+SERVICES = frozenset({VERIFICATION, STORAGE_COMMITMENT, MPPS})

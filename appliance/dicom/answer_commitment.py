@@ -18,11 +18,12 @@ from appliance.dicom import commitment, dimse, status
 from appliance.dicom.association import Association
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.services import NRequest, NResponse
+from appliance.dicom.uids import IMPLICIT, STORAGE_COMMITMENT
 from appliance.errors import DeliveryError, PeerError, StorageError
 from appliance.settings import DicomDestination, Peer
 
-_CONTEXT = (commitment.SOP_CLASS, commitment.IMPLICIT)
-_ROLES = ((commitment.SOP_CLASS, 0, 1),)  # on this association we are the SCP
+_CONTEXT = (STORAGE_COMMITMENT, IMPLICIT)
+_ROLES = ((STORAGE_COMMITMENT, 0, 1),)  # on this association we are the SCP
 _INDEX_S = 10.0  # what is missing may have come milliseconds ago
 _RETRY_MIN_S, _RETRY_MAX_S = 5.0, 3600.0
 _IDLE_S = 0.5
@@ -130,7 +131,7 @@ class AnswerCommitment:
             report = self._report(request, held)
             command = partial(
                 dimse.n_event_report_rq,
-                sop_class_uid=commitment.SOP_CLASS,
+                sop_class_uid=STORAGE_COMMITMENT,
                 sop_instance_uid=commitment.INSTANCE,
                 event=commitment.SOME if report.failed else commitment.ALL,
             )

@@ -18,6 +18,7 @@ from itertools import chain, islice
 
 from appliance.dicom import dimse, negotiation, status
 from appliance.dicom.services import NRequest
+from appliance.dicom.uids import IMPLICIT, VERIFICATION, to_text
 from appliance.errors import DeliveryError, PeerError
 from appliance.settings import DicomDestination
 
@@ -27,7 +28,7 @@ _LONGEST_MESSAGE = 4 << 20
 _RELEASE_S = 2.0
 _LOOK_S = 0.05
 _MOST_FOUND = 1000
-ECHO_CONTEXT = (dimse.VERIFICATION, "1.2.840.10008.1.2")
+ECHO_CONTEXT = (VERIFICATION, IMPLICIT)
 
 
 class Association:
@@ -168,7 +169,7 @@ class Association:
             return False
         deadline = time.monotonic() + self._timeout_s
         data = self._receive_message(deadline, command=False)[1]
-        sop_class, uid = (values.get(key, b"").rstrip(b"\0 ").decode("ascii", "replace") for key in (0x0002, 0x1000))
+        sop_class, uid = (to_text(values.get(key, b"")) for key in (0x0002, 0x1000))
         syntax = self._syntaxes.get(context_id, "")
         code = self._take_event(NRequest(numbers[0x0100], sop_class, uid, numbers[0x1002], data, syntax, "", ""))
         answer = dimse.response(numbers[0x0100], numbers[0x0110], code, sop_class, uid)

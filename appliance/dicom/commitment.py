@@ -11,19 +11,17 @@ import struct
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from appliance.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, header
+from appliance.dicom.uids import IMPLICIT, to_bytes, to_text
 from appliance.errors import PeerError
 
-SOP_CLASS = "1.2.840.10008.1.20.1"
 INSTANCE = "1.2.840.10008.1.20.1.1"  # well known
 REQUEST = 1  # action type
 ALL, SOME = 1, 2  # event types: all are committed; failures exist
 NO_SUCH_INSTANCE, CLASS_CONFLICT, OTHER_FAILURE = 0x0112, 0x0119, 0x0110
-IMPLICIT = "1.2.840.10008.1.2"
 
 _TRANSACTION, _FAILED, _REFERENCED = 0x00081195, 0x00081198, 0x00081199
 _CLASS, _UID, _REASON = 0x00081150, 0x00081155, 0x00081197
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # PS3.5 7.1.2
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ def walk(data: bytes, transfer_syntax_uid: str, sequences: Container[int]) -> It
             raise PeerError("a data set ends inside an element")
         group, number = struct.unpack_from("<HH", data, offset)
         tag = group << 16 | number
-        if tag in (_ITEM, _ITEM_END, _SEQUENCE_END):
+        if tag in (ITEM, ITEM_END, SEQUENCE_END):
             yield tag, b""
             offset += 8
             continue
         vr, start, length = _header(data, offset, implicit)
-        if vr == b"SQ" or length == 0xFFFFFFFF or tag in sequences:
+        if vr == b"SQ" or length == UNDEFINED or tag in sequences:
             yield tag, b""
             offset = start  # into it
             continue
@@ -60,14 +58,10 @@ def walk(data: bytes, transfer_syntax_uid: str, sequences: Container[int]) -> It
 
 
 def _header(data: bytes, offset: int, implicit: bool) -> tuple[bytes, int, int]:
-    if implicit:
-        return b"", offset + 8, struct.unpack_from("<I", data, offset + 4)[0]
-    vr = data[offset + 4 : offset + 6]
-    if vr not in _LONG:
-        return vr, offset + 8, struct.unpack_from("<H", data, offset + 6)[0]
-    if len(data) - offset < 12:
-        raise PeerError("a data set ends inside an element")
-    return vr, offset + 12, struct.unpack_from("<I", data, offset + 8)[0]
+    try:
+        return header(data, offset, "<", implicit)
+    except struct.error as error:
+        raise PeerError("a data set ends inside an element") from error
 
 
 def read(data: bytes, transfer_syntax_uid: str) -> Commitment:
@@ -76,18 +70,18 @@ def read(data: bytes, transfer_syntax_uid: str) -> Commitment:
     current: list[dict[int, bytes]] = []
     for tag, value in walk(data, transfer_syntax_uid, (_FAILED, _REFERENCED)):
         if tag == _TRANSACTION:
-            transaction = text(value)
+            transaction = to_text(value)
         elif tag in (_FAILED, _REFERENCED):
             current = items.setdefault(tag, [])
-        elif tag == _ITEM:
+        elif tag == ITEM:
             current.append({})
         elif current:
             current[-1][tag] = value
     if not transaction:
         raise PeerError("a storage commitment without a transaction UID")
-    good = tuple((text(item.get(_CLASS, b"")), text(item.get(_UID, b""))) for item in items.get(_REFERENCED, ()))
+    good = tuple((to_text(item.get(_CLASS, b"")), to_text(item.get(_UID, b""))) for item in items.get(_REFERENCED, ()))
     failed = {
-        text(item.get(_UID, b"")): int.from_bytes(item.get(_REASON, b"")[:2], "little")
+        to_text(item.get(_UID, b"")): int.from_bytes(item.get(_REASON, b"")[:2], "little")
         for item in items.get(_FAILED, ())
     }
     return Commitment(transaction, good, failed)
@@ -102,15 +96,10 @@ def read_json(body: bytes) -> tuple[tuple[str, str], ...]:
         raise PeerError("a storage commitment request needs a Referenced SOP Sequence (0008,1199)") from error
 
 
-def text(value: bytes) -> str:
-    """A UID as text."""
-    return value.rstrip(b"\0 ").decode("ascii", "replace")
-
-
 def write(commitment: Commitment, classes: Mapping[str, str], transfer_syntax_uid: str = IMPLICIT) -> bytes:
     """Encode a request or a report; `classes` gives the SOP class of what failed."""
     explicit = transfer_syntax_uid != IMPLICIT
-    data = element(_TRANSACTION, b"UI", padded(commitment.transaction_uid), explicit)
+    data = element(_TRANSACTION, b"UI", to_bytes(commitment.transaction_uid), explicit)
     if commitment.failed:
         items = [
             _reference(classes.get(uid, ""), uid, explicit)
@@ -125,13 +114,7 @@ def write(commitment: Commitment, classes: Mapping[str, str], transfer_syntax_ui
 
 
 def _reference(sop_class_uid: str, uid: str, explicit: bool) -> bytes:
-    return element(_CLASS, b"UI", padded(sop_class_uid), explicit) + element(_UID, b"UI", padded(uid), explicit)
-
-
-def padded(uid: str) -> bytes:
-    """A UID as bytes, of even length."""
-    value = uid.encode("ascii", "replace")
-    return value + b"\0" * (len(value) % 2)
+    return element(_CLASS, b"UI", to_bytes(sop_class_uid), explicit) + element(_UID, b"UI", to_bytes(uid), explicit)
 
 
 def element(tag: int, vr: bytes, value: bytes, explicit: bool) -> bytes:

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 
 from pydicom.charset import python_encoding
 
+from appliance.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, header
+from appliance.dicom.uids import BIG_ENDIAN, IMPLICIT
+
 LONGEST_PREFIX = 1 << 20  # what comes before the pixels fits, but for the oddest
 _LAST_GROUP = 0x0028
 _DEEPEST = 64  # sequences in sequences
 _LONGEST_VALUE = 1024
 
-_IMPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # PS3.5 7.1.2
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = 0x00080005
 
 KEYWORDS = {
@@ -70,11 +69,11 @@ class UnreadableError(Exception):
 def describe(dataset: bytes | memoryview, transfer_syntax_uid: str) -> tuple[dict[str, str], str]:
     """Give the attributes in the beginning of an encoded data set by keyword, values of more than one joined by a
     backslash, and what is wrong with it (empty: nothing). What was read before the damage is given."""
-    order = ">" if transfer_syntax_uid == _BIG_ENDIAN else "<"
+    order = ">" if transfer_syntax_uid == BIG_ENDIAN else "<"
     values: dict[int, bytes] = {}
     problem = ""
     try:
-        for tag, value in _top_level(bytes(dataset[:LONGEST_PREFIX]), order, transfer_syntax_uid == _IMPLICIT):
+        for tag, value in _top_level(bytes(dataset[:LONGEST_PREFIX]), order, transfer_syntax_uid == IMPLICIT):
             values[tag] = value
     except UnreadableError as error:
         problem = str(error)
@@ -108,14 +107,14 @@ def _top_level(data: bytes, order: str, implicit: bool) -> Iterator[tuple[int, b
     while offset + 8 <= len(data):
         group, element = struct.unpack_from(f"{order}HH", data, offset)
         tag = group << 16 | element
-        if tag in (_ITEM, _ITEM_END, _SEQUENCE_END):
+        if tag in (ITEM, ITEM_END, SEQUENCE_END):
             (length,) = struct.unpack_from(f"{order}I", data, offset + 4)
             offset += 8
-            if tag != _ITEM:
+            if tag != ITEM:
                 if not inside:
                     raise UnreadableError("a delimiter of no sequence")
                 inside.pop()
-            elif length == _UNDEFINED:
+            elif length == UNDEFINED:
                 _go_in(inside, inside[-1] if inside else implicit)
             else:
                 offset += length
@@ -123,7 +122,7 @@ def _top_level(data: bytes, order: str, implicit: bool) -> Iterator[tuple[int, b
         if group > _LAST_GROUP and not inside:
             return
         vr, start, length = _element(data, offset, order, inside[-1] if inside else implicit)
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             if group == 0x7FE0:
                 return
             _go_in(inside, implicit or vr == b"UN")  # PS3.5 6.2.2 note 4
@@ -143,14 +142,10 @@ def _go_in(inside: list[bool], implicit: bool) -> None:
 
 
 def _element(data: bytes, offset: int, order: str, implicit: bool) -> tuple[bytes, int, int]:
-    """Give (VR, start of the value, its length)."""
-    if implicit:
-        return b"", offset + 8, struct.unpack_from(f"{order}I", data, offset + 4)[0]
-    vr = data[offset + 4 : offset + 6]
-    if not vr.isalpha() or not vr.isupper():
+    try:
+        vr, start, length = header(data, offset, order, implicit)
+    except struct.error as error:
+        raise UnreadableError("an element is cut off") from error
+    if not implicit and not (vr.isalpha() and vr.isupper()):
         raise UnreadableError("an element without a value representation")
-    if vr not in _LONG:
-        return vr, offset + 8, struct.unpack_from(f"{order}H", data, offset + 6)[0]
-    if offset + 12 > len(data):
-        raise UnreadableError("an element is cut off")
-    return vr, offset + 12, struct.unpack_from(f"{order}I", data, offset + 8)[0]
+    return vr, start, length

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command sets and the P-DATA-TF PDUs that carry them (PS3.7 9.3 and 10.3, PS3.8 9.3.5): bytes in, bytes out.
+"""Command sets (PS3.7 9.3, 10.3), and the PDUs that carry them and that end an association (PS3.8 9.3.5 to 9.3.8).
 
-Rule: no sockets.
+Rule: bytes in, bytes out; no sockets.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from appliance.dicom.uids import VERIFICATION, to_bytes
 from appliance.errors import PeerError
 
 ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
@@ -16,10 +17,11 @@ C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0020, 0x0030
 N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NORMALIZED = {N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ}
 NO_DATASET = 0x0101
-VERIFICATION = "1.2.840.10008.1.1"
 
 RELEASE_RQ_PDU = struct.pack(">BxI4x", RELEASE_RQ, 4)
-ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)
+RELEASE_RP_PDU = struct.pack(">BxI4x", RELEASE_RP, 4)
+ABORT_PDU = struct.pack(">BxI4x", ABORT, 4)  # by the service user
+PROVIDER_ABORT_PDU = struct.pack(">BxI2xBx", ABORT, 4, 2)  # without a reason, PS3.8 table 9-26
 
 _DATASET = 0x0001
 _MEDIUM = 0x0000
@@ -36,8 +38,7 @@ def _us(element: int, value: int) -> bytes:
 
 
 def _ui(element: int, uid: str) -> bytes:
-    value = uid.encode("ascii", "replace")
-    return _element(element, value + b"\0" * (len(value) % 2))
+    return _element(element, to_bytes(uid))
 
 
 def _command(elements: bytes) -> bytes:

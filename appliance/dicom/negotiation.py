@@ -12,13 +12,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, STORAGE_COMMITMENT, to_text
 from appliance.errors import PeerError
 
 LONGEST_PDU = 1 << 18  # what we offer to receive
-VERIFICATION = "1.2.840.10008.1.1"
-STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
-MPPS = "1.2.840.10008.3.1.2.3.3"
 DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"}  # inflate without a bound: never taken
 UID = re.compile(r"[0-9.]{1,64}")  # as strict as paths and logs need; an image is not refused for a leading zero
 
@@ -85,7 +82,7 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(value: bytes) -> str:
-    return value.rstrip(b"\0 ").decode("ascii", "replace").strip()
+    return to_text(value).strip()
 
 
 def read_request(pdu: bytes | memoryview) -> Request:

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from appliance.buffer import ObjectError
-from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from appliance.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, to_text
 
 _PREAMBLE = 132  # 128 bytes and "DICM"
 _GROUP_LENGTH = struct.Struct("<HH2sHI")  # (0002,0000) UL 4 bytes, Explicit VR Little Endian
@@ -60,7 +60,7 @@ def split(file: bytes | bytearray) -> Parts:
             (length,) = struct.unpack_from("<I", meta, offset + 8)
             start = offset + 12
         if group == 2:
-            values[element] = bytes(meta[start : start + length]).rstrip(b"\0 ").decode("ascii", "replace")
+            values[element] = to_text(bytes(meta[start : start + length]))
         offset = start + length
     if not {0x0002, 0x0003, 0x0010} <= values.keys():
         raise ObjectError("part10: the file meta information lacks a UID; the object is damaged")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from appliance.buffer.mpps import FINAL, IN_PROGRESS, ProcedureSteps
 from appliance.dicom import dimse, status
-from appliance.dicom.commitment import text, walk
+from appliance.dicom.commitment import walk
+from appliance.dicom.elements import ITEM, ITEM_END
 from appliance.dicom.negotiation import UID
 from appliance.dicom.services import NRequest, NResponse
+from appliance.dicom.uids import to_text
 from appliance.errors import PeerError
 
 _STATUS, _PERFORMED_SERIES, _SERIES_UID = 0x00400252, 0x00400340, 0x0020000E
 _IMAGES, _IMAGE_UID = 0x00081140, 0x00081155
-_IN_IMAGES = {0x00081150, _IMAGE_UID, 0xFFFEE000, 0xFFFEE00D}
+_IN_IMAGES = {0x00081150, _IMAGE_UID, ITEM, ITEM_END}
 _NO_LONGER_UPDATED = 0xA710  # PS3.4 F.7.2.2.2
 _ANSWER = {
     "done": status.SUCCESS,
@@ -33,15 +35,15 @@ def read_step(data: bytes, transfer_syntax_uid: str) -> tuple[str, dict[str, lis
     for tag, value in walk(data, transfer_syntax_uid, (_PERFORMED_SERIES, _IMAGES)):
         in_images = tag == _IMAGES or (in_images and tag in _IN_IMAGES)
         if tag == _STATUS:
-            said = text(value)
+            said = to_text(value)
         elif tag == _PERFORMED_SERIES:
             performed = True
         elif performed and in_images and tag == _IMAGE_UID:
-            images.append(text(value))  # its series is named after it: the tags are in order
+            images.append(to_text(value))  # its series is named after it: the tags are in order
         elif performed and tag == _SERIES_UID:
-            if not UID.fullmatch(text(value)):
+            if not UID.fullmatch(to_text(value)):
                 raise PeerError("a performed series without a UID")
-            series[text(value)], images = images, []
+            series[to_text(value)], images = images, []
     if said not in ("", IN_PROGRESS, *FINAL):
         raise PeerError("a performed procedure step status that is none")
     return said, series

@@ -23,11 +23,12 @@ from appliance.dicom.acceptor import CALLED_UNKNOWN, CALLING_UNKNOWN, Acceptor, 
 from appliance.dicom.answer_commitment import take_request
 from appliance.dicom.build_results import Alarm
 from appliance.dicom.keep_instance import KeepInstance
-from appliance.dicom.negotiation import MPPS, STORAGE_COMMITMENT, Request
+from appliance.dicom.negotiation import Request
 from appliance.dicom.procedure_step import take_step
 from appliance.dicom.request_commitment import take_report
 from appliance.dicom.services import Incoming, NRequest, NResponse
 from appliance.dicom.tls import server_context
+from appliance.dicom.uids import MPPS, STORAGE_COMMITMENT
 from appliance.dicom.web.serve import WebServer
 from appliance.errors import ConfigError, PeerError, StorageError
 from appliance.settings import ListenDicomweb, Settings
@@ -72,7 +73,7 @@ class Receiver:
         try:
             self._listen_on((self._listen.bind, self._listen.port), "listen.dicom", None)
             if self._tls:
-                context = server_context(self._tls)
+                context = server_context(self._tls, "listen.dicom_tls")
                 self._listen_on((self._tls.bind, self._tls.port), "listen.dicom_tls", context)
             if self._dicomweb:
                 self._web = self._serve_web(self._dicomweb)

@@ -26,6 +26,7 @@ from appliance.dicom.find_instances import has_instance
 from appliance.dicom.part10 import dataset_of
 from appliance.dicom.services import NRequest
 from appliance.dicom.stow_client import StowConnection
+from appliance.dicom.uids import IMPLICIT, STORAGE_COMMITMENT
 from appliance.errors import DeliveryError, PeerError, StorageError
 from appliance.settings import DicomDestination, DicomwebDestination
 
@@ -34,7 +35,7 @@ ENOUGH = {"none": "sent", "verify": "verified", "required": "committed"}  # by `
 Peer = DicomDestination | DicomwebDestination
 Link = Association | StowConnection
 
-_COMMIT = (commitment.SOP_CLASS, commitment.IMPLICIT)
+_COMMIT = (STORAGE_COMMITMENT, IMPLICIT)
 _BATCH = 100
 _GATHER_S = 10.0  # so that not every single image is a transaction
 _REPORT_S = 1.0  # for a report while the association is open
@@ -130,7 +131,7 @@ class RequestCommitment:
         """N-ACTION; gives why it was refused. Raises DeliveryError when nobody knows."""
         command = partial(
             dimse.n_action_rq,
-            sop_class_uid=commitment.SOP_CLASS,
+            sop_class_uid=STORAGE_COMMITMENT,
             sop_instance_uid=commitment.INSTANCE,
             action=commitment.REQUEST,
         )

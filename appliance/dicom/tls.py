@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS for DICOM as BCP 195 wants it (PS3.15 B.12): 1.2 or newer, forward secrecy, both sides known with a CA."""
+"""TLS as BCP 195 wants it (PS3.15 B.12): 1.2 or newer, forward secrecy, both sides known with a CA."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from appliance.settings import ListenTls
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"  # of TLS 1.2; those of 1.3 are all good
 
 
-def server_context(files: ListenTls) -> ssl.SSLContext:
-    """Give the context of a listener; with `ca`, a peer must show a certificate of it. Raises ConfigError."""
+def server_context(files: ListenTls, where: str) -> ssl.SSLContext:
+    """Give the context of a listener; with `ca`, a peer must show a certificate of it. `where` names the setting in
+    errors. Raises ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
@@ -23,7 +24,7 @@ def server_context(files: ListenTls) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:  # ssl.SSLError too
         raise ConfigError(
-            f"listen.dicom_tls: certificate, key or ca cannot be used ({error.strerror or type(error).__name__}); "
+            f"{where}: files cannot be used ({error.strerror or type(error).__name__}); "
             "check that they are PEM files, belong together, and may be read by this user"
         ) from error
     return context

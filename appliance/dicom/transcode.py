@@ -14,11 +14,10 @@ import sys
 import warnings
 from io import BytesIO
 
+from appliance.dicom.uids import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from appliance.errors import DeliveryError
 
-EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 PLAIN = (EXPLICIT, IMPLICIT)  # what every peer can be offered, the better first
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _TIMEOUT_S = 60.0
 _MEMORY_BYTES = 1 << 30  # for an interpreter with its libraries; and ten times the file
 
@@ -50,7 +49,7 @@ def _main(transfer_syntax_uid: str, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold patient data
     warnings.simplefilter("ignore")
     ds = dcmread(BytesIO(sys.stdin.buffer.read()))
-    if ds.file_meta.TransferSyntaxUID == _BIG_ENDIAN:
+    if ds.file_meta.TransferSyntaxUID == BIG_ENDIAN:
         raise SystemExit(1)  # pydicom does not swap the bytes of its pixels
     if ds.file_meta.TransferSyntaxUID.is_compressed:
         ds.decompress(generate_instance_uid=False)  # PS3.3 C.7.6.1.1.5: it stays the same instance

@@ -9,6 +9,20 @@ from typing import Literal, NamedTuple, Protocol
 from appliance.errors import ModelError
 from appliance.frames import Array
 
+# What engines and their libraries raise: RuntimeError when a GPU is lost, MemoryError also for the device's memory, and
+# the rest where a library is not of the version that was expected.
+ENGINE_FAILURES = (
+    ModelError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    ImportError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
 Precision = Literal["f32", "bf16"]
 Shape = tuple[int, int, int, int]  # (batch, channel, y, x)
 

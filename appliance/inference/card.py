@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import appliance
 from appliance.errors import ModelError
 from appliance.inference.backend import Precision, Shape, Shapes, Signature
+from appliance.inference.drift import Reference
 from appliance.inference.golden import Case, read_golden
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
@@ -104,6 +105,7 @@ class Card(_Part):
     memory: Memory | None = None
     golden: Golden
     deadline_ms: float = Field(gt=0)
+    drift: Reference | None = None
     training: Training
 
     @property
@@ -137,12 +139,27 @@ def read_model(name: str, folder: Path) -> Model:
     """Read `name`'s card, model and golden file, and check their digests. Raises ModelError."""
     path = folder / f"{name}.yaml"
     card = _read_card(path)
+    if card.name != name:
+        raise ModelError(f"{path}: is the card of {card.name!r}; give the file that name")
     onnx = _read_vouched(path, card.file, card.sha256)
     golden = _read_vouched(path, card.golden.file, card.golden.sha256)
     try:
-        return Model(card, onnx, read_golden(golden))
+        cases = read_golden(golden)
+        for case in cases:
+            _check_case(case, card.signature)
+        return Model(card, onnx, cases)
     except ModelError as e:
         raise ModelError(f"{path}: {card.golden.file}: {e}") from e
+
+
+def _check_case(case: Case, signature: Signature) -> None:
+    found = [array.shape[1:2] for array in case.inputs], len(case.outputs)
+    if found != ([shapes.typical[1:2] for shapes in signature.inputs.values()], len(signature.outputs)):
+        shapes = ", ".join(str(array.shape) for array in case.inputs)
+        raise ModelError(
+            f"case {case.name!r} has inputs {shapes} and {len(case.outputs)} outputs, which is not what the card says; "
+            "write it again"
+        )
 
 
 def _read_card(path: Path) -> Card:

@@ -14,26 +14,31 @@ from appliance.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-_DIGEST_BYTES = hashlib.sha256().digest_size  # a file is the engine's digest, then the engine
+_DIGEST_BYTES = hashlib.sha256().digest_size  # a file is the digest of key and engine, then the engine
 
 
 def cached_engine(folder: Path, key: str, build: Callable[[], bytes]) -> bytes:
-    """Return the engine for `key`, building it when it is missing or damaged.
+    """Return the engine for `key`, building it when it is missing, damaged, or was built for another key.
 
     `key` must name everything the engine depends on: model digest, backend and version, precision and TF32,
     shapes, GPU capability and driver. Raises ModelError when other users could have written the folder, or when
     it cannot be read and written.
     """
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.engine"
+    path = engine_file(folder, key)
     try:
         _make_private(folder)
-        engine = _read(path)
+        engine = _read(path, key)
         if engine is None:
             engine = build()
-            _write(path, engine)
+            _write(path, key, engine)
     except OSError as e:
         raise ModelError(f"{folder}: cannot keep engines: {e.strerror}; check the disk and the owner") from e
     return engine
+
+
+def engine_file(folder: Path, key: str) -> Path:
+    """Where the engine for `key` is kept."""
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()}.engine"
 
 
 def _make_private(folder: Path) -> None:
@@ -46,21 +51,25 @@ def _make_private(folder: Path) -> None:
         )
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, key: str) -> bytes | None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     digest, engine = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(engine).digest() == digest:
+    if _digest(key, engine) == digest:
         return engine
-    log.warning("%s: damaged engine; building it again", path)
+    log.warning("%s: damaged, or built for something else; building it again", path)
     return None
 
 
-def _write(path: Path, engine: bytes) -> None:
+def _digest(key: str, engine: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(key.encode()).digest() + engine).digest()
+
+
+def _write(path: Path, key: str, engine: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(hashlib.sha256(engine).digest() + engine)
+        file.write(_digest(key, engine) + engine)
         file.flush()
         os.fsync(file.fileno())
     os.replace(file.name, path)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from appliance.inference.onnxruntime import OnnxRuntime
 Image = NDArray[np.float32]
 Arrays = tuple[Image, ...]
 
+# What numpy and zipfile raise for a damaged archive; RuntimeError: encrypted, or compressed by a method unknown here.
+_DAMAGED = (ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _KEY = re.compile(r"(?P<case>[A-Za-z0-9_-]+)\.(?P<kind>input|output)(?P<number>\d)")
 
 
@@ -71,8 +74,10 @@ def read_golden(content: bytes) -> tuple[Case, ...]:
                 if not (match := _KEY.fullmatch(key)):
                     raise ModelError(f"array {key!r} is not named CASE.inputN or CASE.outputN; write it again")
                 case = cases.setdefault(match["case"], {"input": [], "output": []})
-                case[match["kind"]].append(arrays[key])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+                if (array := arrays[key]).dtype != np.float32:
+                    raise ModelError(f"array {key!r} is {array.dtype}, not float32; write it again")
+                case[match["kind"]].append(array)
+    except _DAMAGED as e:
         raise ModelError("not an archive of golden cases; restore the file") from e
     found = tuple(Case(name, tuple(case["input"]), tuple(case["output"])) for name, case in cases.items())
     if not found or not all(case.inputs and case.outputs for case in found):

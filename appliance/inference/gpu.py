@@ -37,11 +37,17 @@ class Gpu(NamedTuple):
     capability: str  # "9.0"
     driver: int  # CUDA version of the driver, 13000 for 13.0
 
+    @property
+    def sm(self) -> str:
+        """Its architecture as compilers call it: "sm_90"."""
+        return f"sm_{self.capability.replace('.', '')}"
+
     def __str__(self) -> str:
-        return f"{self.name} sm_{self.capability} driver {self.driver}"
+        return f"{self.name} {self.sm} driver {self.driver}"
 
 
-def _last_line(text: str, otherwise: str) -> str:
+def last_line(text: str, otherwise: str) -> str:
+    """Return the last line of what a child process printed."""
     lines = text.strip().splitlines()
     return lines[-1] if lines else otherwise
 
@@ -53,8 +59,8 @@ def ask_child(code: str) -> tuple[str, str | None]:
     except subprocess.TimeoutExpired:
         return "", f"no answer within {_TIMEOUT_S:.0f} s"
     if child.returncode:
-        return "", _last_line(child.stderr, f"ended with {child.returncode}")
-    return _last_line(child.stdout, ""), None
+        return "", last_line(child.stderr, f"ended with {child.returncode}")
+    return last_line(child.stdout, ""), None
 
 
 @cache

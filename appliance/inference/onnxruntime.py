@@ -16,15 +16,8 @@ from appliance.inference.gpu import find_gpu
 
 onnxruntime.disable_telemetry_events()
 
-_FAILURES = (  # it has no common parent class for them
-    _errors.EPFail,
-    _errors.Fail,
-    _errors.InvalidArgument,
-    _errors.InvalidGraph,
-    _errors.InvalidProtobuf,
-    _errors.NotImplemented,
-    _errors.RuntimeException,
-)
+# It has no common parent class for its errors.
+_FAILURES = tuple(kind for kind in vars(_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 class _Session:

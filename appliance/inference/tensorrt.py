@@ -2,6 +2,9 @@
 """TensorRT 11 and TensorRT-RTX: nearly one API, so one class with the module as a parameter.
 
 Networks are strongly typed: the ONNX file decides every precision; TF32 is cleared, or "f32" would not be f32.
+
+Building is tested with the real TensorRT-RTX. Running (pinned memory, one stream, CUDA graphs) has not yet been on a
+GPU: until it has, the golden files are what keeps a wrong answer out.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from appliance.errors import ModelError
 from appliance.frames import Array
-from appliance.inference.backend import Precision, Signature, check_signature, shapes_of
-from appliance.inference.engine_cache import cached_engine
+from appliance.inference.backend import Precision, Shape, Signature, shapes_of
+from appliance.inference.build_engine import MODULES, build_engine
+from appliance.inference.engine_cache import cached_engine, engine_file
 from appliance.inference.gpu import ask_child, find_gpu
 
 
@@ -25,43 +31,93 @@ def _probe(module: str) -> tuple[str, str | None]:
     return ask_child(f"import {module} as t; t.Runtime(t.Logger(t.Logger.ERROR)); print(t.__version__)")
 
 
-class _Session:
-    takes: Literal["host", "device"] = "device"
+class _Bound:
+    """Staging memory, device memory and CUDA graph for inputs of certain shapes."""
 
-    def __init__(self, trt: Any, engine: bytes, signature: Signature) -> None:
+    def __init__(self, session: _Session, shapes: tuple[Shape, ...]) -> None:
+        cupy: Any = importlib.import_module("cupy")
+        cupyx: Any = importlib.import_module("cupyx")
+        context: Any = session.context
+        self._stream: Any = session.stream
+        self.inputs = [cupyx.empty_pinned(shape, np.float32) for shape in shapes]
+        self._inputs = [cupy.empty(shape, np.float32) for shape in shapes]
+        for name, array in zip(session.inputs, self._inputs, strict=True):
+            if not context.set_input_shape(name, array.shape):
+                raise ModelError(f"{session.name}: no profile takes shape {array.shape}; see the card's image sizes")
+        sizes = [tuple(context.get_tensor_shape(name)) for name in session.outputs]
+        self.outputs = [cupyx.empty_pinned(shape, np.float32) for shape in sizes]
+        self._outputs = [cupy.empty(shape, np.float32) for shape in sizes]
+        for name, array in zip((*session.inputs, *session.outputs), (*self._inputs, *self._outputs), strict=True):
+            context.set_tensor_address(name, array.data.ptr)
+        self._context = context
+        self._graph: Any = None
+        if session.captures:
+            self._execute()  # the first run after a change of shape must not be captured
+            self._stream.begin_capture()
+            self._execute()
+            self._graph = self._stream.end_capture()
+
+    def _execute(self) -> bool:
+        return bool(self._context.execute_async_v3(self._stream.ptr))
+
+    def run(self) -> bool:
+        """Run from `inputs` to `outputs`, both pinned; False when the engine refused."""
+        for host, device in zip(self.inputs, self._inputs, strict=True):
+            device.set(host, self._stream)
+        started = True
+        if self._graph is None:
+            started = self._execute()
+        else:
+            self._graph.launch(self._stream)
+        for host, device in zip(self.outputs, self._outputs, strict=True):
+            device.get(self._stream, out=host, blocking=False)
+        self._stream.synchronize()
+        return started
+
+
+class _Session:
+    takes: Literal["host", "device"] = "host"  # frames are in host memory; they go through pinned memory of our own
+
+    def __init__(self, name: str, trt: Any, engine: bytes, signature: Signature) -> None:
+        self.name = name
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise ModelError(f"{trt.__name__}: this GPU refuses the engine; see the list of GPUs it supports")
-        self._context = self._engine.create_execution_context()
-        self._inputs, self._outputs = tuple(signature.inputs), signature.outputs
+            raise ModelError(f"{name}: this machine's GPU refuses the engine; see the list of GPUs it supports")
+        self.inputs, self.outputs = tuple(signature.inputs), signature.outputs
         self.engine_digest = hashlib.sha256(engine).hexdigest()
+        self.context, self.captures = self._make_context(trt), name == "tensorrt"
+        self._bound: dict[tuple[Shape, ...], _Bound] = {}
+        cupy: Any = importlib.import_module("cupy")
+        self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+
+    def _make_context(self, trt: Any) -> Any:
+        if self.name == "tensorrt":
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()  # TensorRT-RTX captures by itself; it compiles while it runs
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self._engine.create_execution_context(config)
 
     def run(self, *arrays: Array) -> tuple[Array, ...]:
-        import cupy
-
-        arrays = tuple(cupy.ascontiguousarray(array, dtype=cupy.float32) for array in arrays)
-        for name, array in zip(self._inputs, arrays, strict=True):
-            if not self._context.set_input_shape(name, array.shape):
-                raise ModelError(f"tensorrt: no profile takes shape {array.shape}; see the card's image sizes")
-            self._context.set_tensor_address(name, array.data.ptr)
-        outputs = []
-        for name in self._outputs:
-            outputs.append(cupy.empty(tuple(self._context.get_tensor_shape(name)), cupy.float32))
-            self._context.set_tensor_address(name, outputs[-1].data.ptr)
-        if not self._context.execute_async_v3(cupy.cuda.get_current_stream().ptr):
-            raise ModelError(f"tensorrt: run failed for shape {shapes_of(arrays)}; see the GPU's kernel log")
-        return tuple(outputs)
+        shapes = tuple(array.shape for array in arrays)
+        if shapes not in self._bound:
+            self._bound = {shapes: _Bound(self, shapes)}  # one execution context has one shape at a time
+        bound = self._bound[shapes]
+        for staging, array in zip(bound.inputs, arrays, strict=True):
+            staging[...] = array
+        if not bound.run():
+            raise ModelError(f"{self.name}: run failed for shape {shapes_of(arrays)}; see the GPU's kernel log")
+        return tuple(array.copy() for array in bound.outputs)
 
 
 class TensorRT:
-    """`module` is "tensorrt" or "tensorrt_rtx"; `cache` is the folder of built engines."""
+    """`name` is "tensorrt" or "tensorrt_rtx"; `cache` is the folder of built engines."""
 
     on_gpu = True
 
-    def __init__(self, module: Literal["tensorrt", "tensorrt_rtx"], cache: Path) -> None:
-        self.name: str = module
+    def __init__(self, name: Literal["tensorrt", "tensorrt_rtx"], cache: Path) -> None:
+        self.name: str = name
         self._cache = cache
 
     def available(self, precision: Precision) -> str | None:
@@ -70,37 +126,37 @@ class TensorRT:
         gpu = find_gpu()
         if isinstance(gpu, str):
             return gpu
-        failure = _probe(self.name)[1]
+        failure = _probe(MODULES[self.name])[1]
         return f"{self.name}: {failure}" if failure else None
 
     def fingerprint(self) -> str:
-        return f"{self.name} {_probe(self.name)[0]} on {find_gpu()}, tf32 off"
+        gpu = find_gpu()
+        return gpu if isinstance(gpu, str) else self._fingerprint_for(gpu.sm)
 
     def load(self, model: bytes, signature: Signature, precision: Precision) -> _Session:
-        trt = importlib.import_module(self.name)
-        key = f"{hashlib.sha256(model).hexdigest()} {self.fingerprint()} {precision} {signature}"
-        return _Session(trt, cached_engine(self._cache, key, lambda: build_engine(trt, model, signature)), signature)
+        gpu = find_gpu()
+        if isinstance(gpu, str):
+            raise ModelError(gpu)
+        engine = self.build(model, signature, gpu.sm)[1]
+        return _Session(self.name, self._module(), engine, signature)
 
+    def build(self, model: bytes, signature: Signature, sm: str) -> tuple[Path, bytes]:
+        """Return the engine for GPUs of `sm` ("sm_86") and its file, building it where it is not in the cache.
 
-def build_engine(trt: Any, model: bytes, signature: Signature) -> bytes:
-    """Compile `model` with the module `trt`. TensorRT-RTX does this without a GPU. Raises ModelError."""
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, builder.logger)
-    if not parser.parse(model):
-        reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ModelError(f"{trt.__name__}: cannot read the model: {reasons}; restore the model file")
-    found = [network.get_input(n) for n in range(network.num_inputs)]
-    channels = {tensor.name: tensor.shape[1] if tensor.shape[1] >= 0 else None for tensor in found}
-    outputs = tuple(network.get_output(n).name for n in range(network.num_outputs))
-    check_signature(trt.__name__, channels, outputs, signature)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    profile = builder.create_optimization_profile()
-    for name, shapes in signature.inputs.items():
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise ModelError(f"{trt.__name__}: cannot build an engine for {signature}; see its log on stderr")
-    return bytes(engine)
+        TensorRT-RTX builds for GPUs that are not here, too; such an engine is not run before it passed the gate on
+        one. Raises ModelError.
+        """
+        key = f"{hashlib.sha256(model).hexdigest()} {self._fingerprint_for(sm)} {signature}"
+        engine = cached_engine(self._cache, key, lambda: build_engine(self.name, model, signature, sm))
+        return engine_file(self._cache, key), engine
+
+    def _fingerprint_for(self, sm: str) -> str:
+        """TensorRT's engines depend on GPU and driver; TensorRT-RTX compiles for the driver when it loads one."""
+        here = f" on {find_gpu()}" if self.name == "tensorrt" else ""
+        return f"{self.name} {self._module().__version__} for {sm}{here}, tf32 off"
+
+    def _module(self) -> Any:
+        try:
+            return importlib.import_module(MODULES[self.name])
+        except ImportError as e:
+            raise ModelError(f"{self.name}: not installed ({e}); see docs/install.md") from e

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from appliance.context import Context
+from appliance.frame_words import metadata, remarks
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, Text, encode
 from appliance.igtl.messages import CONNECTION_LOST, OK, SHUTTING_DOWN, Content
@@ -25,25 +26,8 @@ from appliance.imaging.quantise import ScanScale, to_uint16
 from operators import OperatorSettings
 
 
-def _metadata(frame: Frame) -> dict[str, str]:
-    return {
-        "age_ms": f"{(time.monotonic_ns() - frame.received_ns) / 1e6:.1f}",
-        "acquired_ns": str(frame.acquired_ns),
-        "sequence": str(frame.sequence),
-        "scan_id": frame.scan_id,
-        "models": "; ".join(f"{a.model} {a.model_digest[:12]}" for a in frame.provenance if a.model),
-        "unprocessed": "; ".join(f"{mark.stage}: {mark.reason}" for mark in frame.marks),
-        "findings": "; ".join(finding.message for finding in frame.findings),
-    }
-
-
 def _as_volume(array: Any) -> Any:
     return array.reshape(-1, *array.shape[-2:])
-
-
-def _remarks(frame: Frame) -> str:
-    lines = [f"UNPROCESSED by {mark.stage}: {mark.reason}" for mark in frame.marks]
-    return "\n".join(lines + [f"{f.severity.upper()}: {f.message}" for f in frame.findings]) or "no remarks"
 
 
 class Settings(OperatorSettings):
@@ -109,7 +93,7 @@ class OpenIGTLink:
     def _packets(self, frame: Frame) -> Packets:
         try:
             image = Image(self._pixels(frame), frame.affine)
-            packets = {"IMAGE": self._message(image, frame.acquired_ns, _metadata(frame))}
+            packets = {"IMAGE": self._message(image, frame.acquired_ns, metadata(frame))}
         except ValueError as error:
             self._alarm("openigtlink", str(error))
             return {}
@@ -117,7 +101,7 @@ class OpenIGTLink:
             removed = _as_volume(frame.original - frame.array)
             image, name = Image(removed, frame.affine), self._settings.removed_name
             packets["IMAGE removed"] = self._message(image, frame.acquired_ns, name=name)
-        text = _remarks(frame)
+        text = remarks(frame)
         if text != self._told:
             self._told = text
             packets = {"STRING": self._message(Text(text), frame.acquired_ns), **packets}

@@ -22,6 +22,7 @@ from appliance.errors import StageError
 from appliance.frames import IMAGE_AXES, Array, Frame, Scan, read_only
 from appliance.imaging.noise import estimate_noise
 from appliance.imaging.remove_noise import remove_noise
+from appliance.inference.drift_watch import Drift, open_drift
 from appliance.inference.open_model import LiveModel, open_model
 from operators import OperatorSettings
 
@@ -44,13 +45,13 @@ class Settings(OperatorSettings):
 class Denoise:
     """One scan. The scale is fixed by its first frame, so that frames stay comparable."""
 
-    def __init__(self, settings: Settings, model: LiveModel) -> None:
+    def __init__(self, settings: Settings, model: LiveModel, drift: Drift) -> None:
         self._settings = settings
-        self._live = model
+        self._live, self._drift = model, drift
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
-        self._memories: dict[Place, Array] = {}
+        self._memories: dict[Place, tuple[str, Array]] = {}  # with the digest of the model whose memory it is
 
     def begin(self, scan: Scan) -> Scan:
         if scan.axes != IMAGE_AXES:
@@ -92,6 +93,7 @@ class Denoise:
             )
         self._scale = max(scale, 0.0)  # an empty frame does not decide
         self._remember(place, memory)
+        self._drift.observe(image, result, level, scale if scale > 0 else 1.0, self._settings.strength)
         return replace(frame, array=read_only(result))
 
     def _level(self, frame: Frame) -> Array | float:
@@ -108,17 +110,20 @@ class Denoise:
 
     def _memory(self, place: Place, image: Array) -> Array | None:
         """Return what the model kept of this place, or the zeros that it starts with."""
-        kept, memory = self._live.card.memory, self._memories.get(place)
+        kept = self._live.card.memory
         if kept is None:
             return None
+        by, memory = self._memories.get(place, ("", None))
         y, x = (n + -n % self._live.card.input.multiple_px for n in image.shape)
         shape = kept.shape(y, x)
-        return memory if memory is not None and memory.shape == shape else namespace(image).zeros(shape, "float32")
+        if memory is None or memory.shape != shape or by != self._live.provenance[1]:
+            return namespace(image).zeros(shape, "float32")
+        return memory
 
     def _remember(self, place: Place, memory: Array | None) -> None:
         if memory is not None:
             self._memories.pop(place, None)
-            self._memories[place] = memory
+            self._memories[place] = self._live.provenance[1], memory
             if len(self._memories) > MOST_PLACES:
                 del self._memories[next(iter(self._memories))]  # the one not seen for longest
 
@@ -126,7 +131,8 @@ class Denoise:
         return ()
 
     def status(self) -> dict[str, Any]:
-        return {**self._live.status(), "strength": self._settings.strength, "noise_level": self._noise_level}
+        own = {"strength": self._settings.strength, "noise_level": self._noise_level, "drift": self._drift.status()}
+        return {**self._live.status(), **own}
 
     @property
     def model(self) -> tuple[str, str, str]:
@@ -135,4 +141,5 @@ class Denoise:
 
 def make(settings: Settings, context: Context) -> Denoise:
     """Open the model (once per process). Raises ModelError when it is missing, altered or fails its golden test."""
-    return Denoise(settings, open_model(settings.model, context, settings.precision, settings.threads))
+    live = open_model(settings.model, context, settings.precision, settings.threads)
+    return Denoise(settings, live, open_drift(live, context))

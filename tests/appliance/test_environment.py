@@ -129,3 +129,14 @@ def test_a_model_that_is_not_there(tmp_path):
     (line,) = environment.passing(site(tmp_path, more))
     assert line.startswith("pipelines.p.stages[0].denoise.model: ")
     assert "none-such.yaml: no such model card; models in this folder: " in line
+
+
+def test_an_activated_model_is_the_one_that_is_checked(tmp_path):
+    more = "pipelines: {p: {source: mrd, stages: [denoise: {model: mr-denoise}], sinks: [preview]}}\n"
+    settings = site(tmp_path, more)
+    assert environment.passing(settings) == []
+    folder = settings.site.data_dir / "models" / "mr-denoise"
+    folder.mkdir(parents=True)
+    (folder / "active").write_text("2\n")
+    (line,) = environment.passing(settings)
+    assert f"{folder}/2/mr-denoise.yaml: no such model card" in line

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from training.dead_leaves import dead_leaves
+from training.phantoms import random_phantom
 from training.validate_denoise import body_psnr_db, rician
 
 
@@ -18,6 +19,15 @@ def test_dead_leaves_repeat_and_have_edges_like_anatomy():
     steps = np.diff(np.stack(images), axis=2)
     # mostly flat with few strong edges: the fourth moment is far above that of a normal distribution, 3
     assert np.mean(steps**4) / np.mean(steps**2) ** 2 > 9
+
+
+def test_random_phantoms_repeat_and_are_even():
+    images = [random_phantom(np.random.default_rng([5, i]), 256) for i in range(6)]
+    assert np.array_equal(images[0], random_phantom(np.random.default_rng([5, 0]), 256))
+    for image in images:
+        assert image.shape == (256, 256) and image.dtype == np.float32 and image.min() >= 0
+        even = np.abs(np.diff(image, axis=1)) < 1e-6
+        assert even.mean() > 0.7  # equal neighbours; dead leaves have them in air only
 
 
 def test_rician_noise_has_the_moments_of_its_distribution():

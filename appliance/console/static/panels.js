@@ -92,6 +92,15 @@ function showProcesses(processes) {
   byId("alarms").replaceChildren(...alarms);
 }
 
+function showModels(status) {
+  const models = Object.values(status.stages || {}).filter((own) => own.drift);
+  const kind = (drift) => (drift.unlike_card.length ? "bad" : Object.keys(drift.distance).length ? "" : "waiting");
+  byId("models-box").hidden = !models.length;
+  byId("models").replaceChildren(
+    ...models.map((own) => element("li", `${own.model}: ${own.drift.trend}`, kind(own.drift))),
+  );
+}
+
 export function showStatus(status, pipeline) {
   const own = status.processes[`pipeline-${pipeline}`] || {};
   byId("site").textContent = status.site;
@@ -99,5 +108,6 @@ export function showStatus(status, pipeline) {
   showLatency(own);
   showFrames(own);
   showOutbox(status.buffer);
+  showModels(own);
   showProcesses(status.processes);
 }

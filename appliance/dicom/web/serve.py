@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import uvicorn
 
 from appliance.buffer import Buffer
+from appliance.dicom.tls import server_context
 from appliance.dicom.web.app import DicomWeb, read_token
-from appliance.errors import ConfigError
 from appliance.http_deadline import MOST_WAITING, UploadProtocol
 from appliance.settings import ListenDicomweb
 
@@ -39,7 +38,6 @@ class WebServer:
         if settings.token_file is not None:
             read_token(settings.token_file)
         self._web = DicomWeb(settings, buffer, told, index)
-        tls = settings.tls
         config = uvicorn.Config(
             self._web.app(),
             http=UploadProtocol,
@@ -48,23 +46,13 @@ class WebServer:
             limit_concurrency=_MOST_CONNECTIONS,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=2,
-            ssl_certfile=tls.certificate if tls else None,
-            ssl_keyfile=tls.key if tls else None,
-            ssl_ca_certs=str(tls.ca) if tls and tls.ca else None,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.ca else ssl.CERT_NONE,
             server_header=False,
             access_log=False,
             log_config=None,
         )
-        try:
-            config.load()
-        except OSError as error:
-            raise ConfigError(
-                f"listen.dicomweb.tls: files cannot be used ({error.strerror or type(error).__name__}); "
-                "check that they are PEM files, belong together, and may be read by this user"
-            ) from error
-        if config.ssl is not None:
-            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        config.load()
+        if settings.tls:
+            config.ssl = server_context(settings.tls, "listen.dicomweb.tls")
         family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
         self._listener = socket.create_server((settings.bind, settings.port), family=family)
         self.port = int(self._listener.getsockname()[1])

@@ -455,8 +455,24 @@ def test_a_newer_database_is_refused(tmp_path):
     conn = sqlite3.connect(tmp_path / "nearscan.sqlite")
     conn.execute("PRAGMA user_version = 99")
     conn.close()
-    with pytest.raises(StorageError, match="has version 99, this program knows 2; update nearscan"):
+    with pytest.raises(StorageError, match="has version 99, this program knows 3; update nearscan"):
         Buffer(tmp_path)
+
+
+def test_a_database_of_before_the_newest_tables_gets_them_and_keeps_what_it_has(tmp_path):
+    old = Buffer(tmp_path)
+    old.put_instance(instance(), 10)
+    old.close()
+    conn = sqlite3.connect(tmp_path / "nearscan.sqlite")
+    conn.execute("DROP TABLE drift")
+    conn.execute("PRAGMA user_version = 2")
+    conn.commit()
+    conn.close()
+    buffer = Buffer(tmp_path)
+    assert buffer.database.query("SELECT count(*) FROM drift") == [(0,)]
+    assert buffer.database.query("PRAGMA user_version") == [(3,)]
+    assert buffer.counts()["produced"] == 1
+    buffer.close()
 
 
 def test_a_database_that_is_none_is_refused(tmp_path):

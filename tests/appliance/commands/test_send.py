@@ -2,11 +2,7 @@
 """nearscan send and nearscan echo against DCMTK's storescp."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import time
 
 import pytest
 from click.testing import CliRunner
@@ -19,19 +15,10 @@ pytestmark = pytest.mark.peer
 
 
 @pytest.fixture
-def storescp(tmp_path, free_port):
+def storescp(tmp_path, free_port, start_dcmtk):
     (tmp_path / "stored").mkdir()
-    command = ["storescp", "+B", "+uf", "-aet", "STORE", "-od", str(tmp_path / "stored"), str(free_port)]
-    process = subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"})
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", free_port)).close()
-            break
-        except OSError:
-            time.sleep(0.01)
-    yield free_port, tmp_path / "stored"
-    process.terminate()
-    process.wait(10)
+    start_dcmtk(free_port, "storescp", "+B", "+uf", "-aet", "STORE", "-od", tmp_path / "stored", free_port)
+    return free_port, tmp_path / "stored"
 
 
 @pytest.fixture

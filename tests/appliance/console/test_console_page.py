@@ -28,7 +28,14 @@ STATUS = {
     "frames": {"in": 1234},
     "stages": {
         "reconstruct": {"frames": 1234, "latency_ms": {"p50": 3.1, "p95": 3.9, "p99": 5.2, "max": 7.7}},
-        "denoise": {"passed_through": 3, "deadline_misses": 1, "latency_ms": {"p50": 4.2, "p99": 6.4, "max": 9.1}},
+        "denoise": {
+            "passed_through": 3, "deadline_misses": 1, "latency_ms": {"p50": 4.2, "p99": 6.4, "max": 9.1},
+            "model": "mr-denoise",
+            "drift": {
+                "trend": "unlike its card: noise level over the image's scale 0.97 (limit 0.88)",
+                "unlike_card": ["level"], "distance": {"level": 0.97}, "limit": {"level": 0.88},
+            },
+        },
     },
     "sinks": {
         "openigtlink": {
@@ -107,6 +114,7 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
     text = page.ask("document.body.innerText")
     for said in (
         "UNPROCESSED by denoise: the model failed its golden test",
+        "mr-denoise: unlike its card: noise level over the image's scale 0.97 (limit 0.88)",
         "Applied: reconstruct → denoise",
         SPIKE,
         "coil 5 lost its signal: check its plug",

@@ -352,7 +352,7 @@ def test_tls_with_dcmtk_both_sides_known(listener, certificates, caplog):
 
     names = {"certificate": "ours.crt", "key": "ours.key", "ca": "ca.crt"}
     files = {key: certificates / name for key, name in names.items()}
-    one = listener(tls=server_context(ListenTls(**files)), limits=Limits(artim_s=2))
+    one = listener(tls=server_context(ListenTls(**files), "listen.dicom_tls"), limits=Limits(artim_s=2))
 
     def send(who):
         own = ["+tls", f"{who}.key", f"{who}.crt", "+cf", "ca.crt"]
@@ -382,7 +382,7 @@ def test_tls_with_dcmtk_both_sides_known(listener, certificates, caplog):
 
 def test_old_tls_is_refused(listener, certificates):
     files = {"certificate": certificates / "ours.crt", "key": certificates / "ours.key"}
-    one = listener(tls=server_context(ListenTls(**files)))
+    one = listener(tls=server_context(ListenTls(**files), "listen.dicom_tls"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with warnings.catch_warnings():
@@ -396,8 +396,10 @@ def test_old_tls_is_refused(listener, certificates):
 
 
 def test_files_that_are_no_certificate_are_told(certificates):
-    with pytest.raises(ConfigError, match="check that they are PEM files, belong together"):
-        server_context(ListenTls(certificate=certificates / "ours.crt", key=certificates / "theirs.key"))
+    with pytest.raises(
+        ConfigError, match=r"a\.key: files cannot be used .*; check that they are PEM files, belong together"
+    ):
+        server_context(ListenTls(certificate=certificates / "ours.crt", key=certificates / "theirs.key"), "a.key")
 
 
 def test_contexts_that_are_not_taken_are_refused_one_by_one(listener):

@@ -29,6 +29,7 @@ from appliance.dicom.part10 import split
 from appliance.dicom.receive import Receiver
 from appliance.dicom.request_commitment import RequestCommitment
 from appliance.dicom.services import NRequest
+from appliance.dicom.uids import STORAGE_COMMITMENT
 from appliance.errors import PeerError
 from appliance.settings import Buffer as Waits
 from appliance.settings import DicomDestination, Settings
@@ -230,9 +231,7 @@ def upload(orthanc, data):
     urllib.request.urlopen(request, timeout=10).read()
 
 
-def request(
-    data, ae="MR", class_uid=commitment.SOP_CLASS, command=dimse.N_ACTION_RQ, uid=commitment.INSTANCE, action=1
-):
+def request(data, ae="MR", class_uid=STORAGE_COMMITMENT, command=dimse.N_ACTION_RQ, uid=commitment.INSTANCE, action=1):
     return NRequest(command, class_uid, uid, action, data, IMPLICIT, ae, "127.0.0.1")
 
 

@@ -4,7 +4,6 @@
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def free():
 
 
 @pytest.fixture
-def archive(tmp_path):
+def archive(tmp_path, start_dcmtk):
     """A running dcmqrscp; gives its port and the port where it looks for us."""
     port, our_port = free(), free()
     (tmp_path / "db").mkdir()
@@ -38,16 +37,8 @@ def archive(tmp_path):
         "VendorTable BEGIN\nVendorTable END\n"
         f"AETable BEGIN\nARCHIVE {tmp_path / 'db'} RW (200, 1024mb) ANY\nAETable END\n"
     )
-    process = subprocess.Popen(["dcmqrscp", "-c", str(tmp_path / "qr.cfg")], env=NODELAY)
-    for _ in range(1000):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.01)
-    yield port, our_port
-    process.terminate()
-    process.wait(10)
+    start_dcmtk(port, "dcmqrscp", "-c", tmp_path / "qr.cfg")
+    return port, our_port
 
 
 def test_delivered_found_and_moved_back(tmp_path, archive):

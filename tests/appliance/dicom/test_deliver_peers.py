@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deliverer against real PACS programs: Orthanc that goes away and comes back, DCMTK's storescp."""
 
-import os
-import subprocess
 import threading
 import time
 from io import BytesIO
@@ -113,24 +111,14 @@ def test_orthanc_that_does_not_know_its_name_is_reported_and_nothing_is_given_up
         running.until_sent(2)
 
 
-def test_storescp_gets_the_bytes_as_they_were_kept(tmp_path, make_spooled, free_port):
+def test_storescp_gets_the_bytes_as_they_were_kept(tmp_path, make_spooled, free_port, start_dcmtk):
     folder = tmp_path / "storescp"
     folder.mkdir()
-    port = free_port
-    server = subprocess.Popen(
-        ["storescp", "+B", "-od", str(folder), "-aet", "STORESCP", str(port)],
-        env={**os.environ, "TCP_NODELAY": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        spooled = [make_spooled(n) for n in range(10)]
-        buffer = Buffer(tmp_path / "data")
-        buffer.put_jobs([pack(one, 5) for one in spooled], time.time())
-        buffer.close()
-        with Running(tmp_path / "data", port, "STORESCP") as running:
-            running.until_sent(20)
-    finally:
-        server.terminate()
-        server.wait(10)
+    start_dcmtk(free_port, "storescp", "+B", "-od", folder, "-aet", "STORESCP", free_port)
+    spooled = [make_spooled(n) for n in range(10)]
+    buffer = Buffer(tmp_path / "data")
+    buffer.put_jobs([pack(one, 5) for one in spooled], time.time())
+    buffer.close()
+    with Running(tmp_path / "data", free_port, "STORESCP") as running:
+        running.until_sent(20)
     assert_same(stored_pixels([path.read_bytes() for path in folder.iterdir()]), expected_pixels(spooled))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pynetdicom.dsutils import decode
-from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.pdu import A_ABORT_RQ, A_RELEASE_RP, A_RELEASE_RQ, P_DATA_TF
 
 from appliance.dicom import dimse, negotiation
 from appliance.errors import PeerError
@@ -42,6 +42,20 @@ def test_pdus_carry_the_bytes_within_the_peers_limit(data, longest, command):
         got += value.presentation_data_value[1:]
     assert got == data
     assert ends == [False] * (len(ends) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("raw", "pdu"), [(dimse.RELEASE_RQ_PDU, A_RELEASE_RQ()), (dimse.RELEASE_RP_PDU, A_RELEASE_RP())]
+)
+def test_a_release_is_encoded_as_pynetdicom_does(raw, pdu):
+    assert raw == pdu.encode()
+
+
+@pytest.mark.parametrize(("raw", "source"), [(dimse.ABORT_PDU, 0), (dimse.PROVIDER_ABORT_PDU, 2)])
+def test_an_abort_says_whose_it_is(raw, source):
+    pdu = A_ABORT_RQ()
+    pdu.source, pdu.reason_diagnostic = source, 0
+    assert raw == pdu.encode()
 
 
 @given(data=st.binary(max_size=300))

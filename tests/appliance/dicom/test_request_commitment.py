@@ -26,11 +26,11 @@ SERIES = "1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322"
 
 
 class Pacs:
-    """Answers `status`, then sends what is in `reports`, in the order it is told: before the answer, or after it."""
+    """Answers `status` and reports; what is in `early` it sends before the answer, in `at_once` when it is called."""
 
     def __init__(self, commits=True, finds=True):
         self.status, self.holds, self.asked, self.queries = 0x0000, set(), [], []
-        self.early, self.late, self.answers = [], [], []
+        self.early, self.at_once, self.answers = [], [], []
         self.aborts = self.silent = False
         ae = AE("PACS")
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
@@ -55,11 +55,11 @@ class Pacs:
         def send():
             while not event.assoc.is_established:
                 time.sleep(0.01)
-            for report in self.early:
+            for report in self.at_once:
                 self._send(event.assoc, report)
-            self.early = []
+            self.at_once = []
 
-        if self.early:
+        if self.at_once:
             threading.Thread(target=send).start()
 
     def _action(self, event):
@@ -69,8 +69,9 @@ class Pacs:
         if self.aborts:
             event.assoc.abort()
             return 0x0000, None
-        while self.early:
-            time.sleep(0.01)
+        for report in self.early:  # here, and in no other thread: there pynetdicom takes our request for the answer
+            self._send(event.assoc, report)
+        self.early = []
         if self.status == 0 and not self.silent:
             report = report_of(info.TransactionUID, uids, self.holds)
             threading.Thread(target=lambda: (time.sleep(0.05), self._send(event.assoc, report))).start()
@@ -176,7 +177,7 @@ def test_an_association_is_opened_for_a_pacs_that_reports_only_then(pacs, buffer
     pacs.silent = True
     one = asks()
     one.step(20)
-    pacs.early = [report_of(pacs.asked[0][0], uids, set(uids))]
+    pacs.at_once = [report_of(pacs.asked[0][0], uids, set(uids))]
     one.step(100)
     assert states(buffer) == {"sent": 1}, "not all the time"
     one.step(400)

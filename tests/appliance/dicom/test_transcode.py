@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a destination takes in no other syntax reaches it transcoded, pixel for pixel; what cannot be is kept."""
 
-import os
-import socket
-import subprocess
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +12,8 @@ from pydicom.data import get_testdata_file
 from appliance.buffer import NewInstance
 from appliance.dicom.deliver import Destination
 from appliance.dicom.part10 import header, split
-from appliance.dicom.transcode import EXPLICIT, IMPLICIT, transcode
+from appliance.dicom.transcode import transcode
+from appliance.dicom.uids import EXPLICIT, IMPLICIT
 from appliance.errors import DeliveryError
 from appliance.settings import Buffer as Waits
 from appliance.settings import DicomDestination
@@ -25,20 +22,11 @@ LOSSLESS = ("MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small.dcm")
 
 
 @pytest.fixture
-def storescp(tmp_path, free_port):
+def storescp(tmp_path, free_port, start_dcmtk):
     """A storescp that takes Implicit VR Little Endian and nothing else."""
     (tmp_path / "stored").mkdir()
-    command = ["storescp", "+B", "+xi", "+uf", "-aet", "STORE", "-od", str(tmp_path / "stored"), str(free_port)]
-    process = subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"})
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", free_port)).close()
-            break
-        except OSError:
-            time.sleep(0.01)
-    yield free_port, tmp_path / "stored"
-    process.terminate()
-    process.wait(10)
+    start_dcmtk(free_port, "storescp", "+B", "+xi", "+uf", "-aet", "STORE", "-od", tmp_path / "stored", free_port)
+    return free_port, tmp_path / "stored"
 
 
 @pytest.mark.peer

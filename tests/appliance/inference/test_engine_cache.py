@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine cache: built once per key, rebuilt when damaged, refused when others may write."""
 
+import shutil
+
 import pytest
 
 from appliance.errors import ModelError
-from appliance.inference.engine_cache import cached_engine
+from appliance.inference.engine_cache import cached_engine, engine_file
 
 
 class Builds:
@@ -37,7 +39,18 @@ def test_a_damaged_engine_is_built_again_and_replaced(tmp_path, damage, caplog):
     path.write_bytes(damage(path.read_bytes()))
     assert cached_engine(folder, "a", build) == b"engine 2"
     assert cached_engine(folder, "a", build) == b"engine 2"
-    assert f"{path}: damaged engine; building it again" in caplog.text
+    assert f"{path}: damaged, or built for something else; building it again" in caplog.text
+
+
+def test_an_engine_that_was_built_for_another_gpu_is_not_taken_for_ours(tmp_path):
+    """Somebody copied it under our name; its own digest is right."""
+    folder = tmp_path / "engines"
+    build = Builds()
+    cached_engine(folder, "model sm_86", build)
+    cached_engine(folder, "model sm_89", build)
+    shutil.copy(engine_file(folder, "model sm_86"), engine_file(folder, "model sm_89"))
+    assert cached_engine(folder, "model sm_89", build) == b"engine 3"
+    assert cached_engine(folder, "model sm_86", build) == b"engine 1"
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):

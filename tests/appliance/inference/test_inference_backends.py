@@ -10,12 +10,13 @@ import pytest
 from appliance.errors import ModelError
 from appliance.inference import openvino as openvino_backend
 from appliance.inference import tensorrt as tensorrt_backend
+from appliance.inference.backend import Shapes
 from appliance.inference.card import read_model, shipped_models
 from appliance.inference.gpu import ask_child, find_gpu
 from appliance.inference.onnxruntime import OnnxRuntime
 from appliance.inference.openvino import OpenVino
 from appliance.inference.parity import check_parity
-from appliance.inference.tensorrt import TensorRT, build_engine
+from appliance.inference.tensorrt import TensorRT
 
 MODEL = read_model("mr-denoise", shipped_models())
 GOLDEN = next(case for case in MODEL.golden if case.name == "sigma_05")
@@ -79,6 +80,62 @@ def test_bytes_that_are_no_model(backend):
 
 
 @pytest.mark.parametrize("backend", [OnnxRuntime(), OpenVino()], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        (b"DepthToSpace", b"DepthToSpice", "cannot load the model: .*DepthToSpice.*; restore the model file"),
+        (
+            b"image_and_noise_level",
+            b"image_and_noise_lemon",
+            "the model's inputs are image_and_noise_lemon; the card says image_and_noise_level; correct the card or "
+            "restore the model file",
+        ),
+        (
+            b"\n\x05noise\x12",
+            b"\n\x05nosie\x12",
+            "the model's outputs are nosie; the card says noise; correct the card or restore the model file|"
+            "cannot load the model: .*; restore the model file",  # no node gives it
+        ),
+    ],
+    ids=["unsupported operator", "input name", "output name"],
+)
+def test_a_model_file_that_is_not_what_the_card_says(backend, was, now, words):
+    assert was in MODEL.onnx
+    with pytest.raises(ModelError, match=f"^{backend.name}: ({words})$"):
+        backend.load(MODEL.onnx.replace(was, now), MODEL.card.signature, "f32")
+
+
+@pytest.mark.parametrize("backend", [OnnxRuntime(), OpenVino()], ids=lambda b: b.name)
+def test_a_card_that_says_another_number_of_channels(backend):
+    three = Shapes(*((1, 3, *shape[2:]) for shape in MODEL.card.signature.inputs["image_and_noise_level"]))
+    signature = MODEL.card.signature._replace(inputs={"image_and_noise_level": three})
+    with pytest.raises(ModelError) as caught:
+        backend.load(MODEL.onnx, signature, "f32")
+    assert str(caught.value) == (
+        f"{backend.name}: input image_and_noise_level has 2 channels, the card says 3; correct the card or restore the "
+        "model file"
+    )
+
+
+@pytest.mark.parametrize("backend", [OnnxRuntime(), OpenVino()], ids=lambda b: b.name)
+def test_half_a_model_file(backend):
+    with pytest.raises(ModelError, match=f"{backend.name}: cannot load the model: .*; restore the model file"):
+        backend.load(MODEL.onnx[: len(MODEL.onnx) // 2], MODEL.card.signature, "f32")
+
+
+@pytest.mark.parametrize("backend", [OnnxRuntime(), OpenVino()], ids=lambda b: b.name)
+def test_several_inputs_and_outputs_come_in_the_order_of_the_graph(backend, streaming):
+    model = read_model("streaming", streaming)
+    session = backend.load(model.onnx, model.card.signature, "f32")
+    for case in model.golden:
+        image, memory = case.inputs
+        noise, memory_out = session.run(image, memory)
+        pooled = image.reshape(1, 1, 16, 2, 24, 2).mean((3, 5))
+        np.testing.assert_allclose(noise, image + memory.mean(), atol=1e-6)
+        np.testing.assert_allclose(memory_out, memory + pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [OnnxRuntime(), OpenVino()], ids=lambda b: b.name)
 def test_a_wrong_number_of_channels(backend):
     with pytest.raises(ModelError, match=r"run failed for shape \(1, 3, 16, 16\): .*; see the card's limits"):
         load(backend).run(np.zeros((1, 3, 16, 16), np.float32))
@@ -134,12 +191,6 @@ def test_no_telemetry_and_no_network_code_is_loaded():
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "[]"
-
-
-def test_tensorrt_rtx_compiles_the_shipped_model_without_a_gpu():
-    trt = pytest.importorskip("tensorrt_rtx", reason="the extra 'gpu' is not installed")
-    signature = MODEL.card.signature
-    assert build_engine(trt, MODEL.onnx, signature) == build_engine(trt, MODEL.onnx, signature)
 
 
 @pytest.mark.gpu

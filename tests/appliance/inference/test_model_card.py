@@ -111,6 +111,14 @@ def test_a_card_that_points_outside_its_folder(folder):
     assert "file: string should match pattern" in refusal(folder)
 
 
+def test_a_card_under_another_name(folder):
+    """Alarms and results would name the wrong model."""
+    shutil.copy(folder / "mr-denoise.yaml", folder / "ct-denoise.yaml")
+    assert refusal(folder, "ct-denoise") == (
+        f"{folder}/ct-denoise.yaml: is the card of 'mr-denoise'; give the file that name"
+    )
+
+
 def test_a_card_that_is_not_yaml(folder):
     (folder / "mr-denoise.yaml").write_text("name: [")
     assert refusal(folder).startswith(f"{folder}/mr-denoise.yaml: not YAML: ")

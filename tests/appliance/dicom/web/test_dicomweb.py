@@ -261,17 +261,34 @@ def test_a_token_is_needed_where_one_is_set(web, tmp_path):
     assert one.ask("GET", "/studies", Authorization="Bearer s3cret")[0].status == 204
 
 
-def test_https(web, tmp_path):
+@pytest.fixture
+def tls_files(tmp_path):
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command = [*new, "-subj", "/CN=x", "-keyout", "k", "-out", "c"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    one = web(tls={"certificate": str(tmp_path / "c"), "key": str(tmp_path / "k")})
+    return {"certificate": str(tmp_path / "c"), "key": str(tmp_path / "k")}
+
+
+def anybody():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def test_https(web, tls_files):
+    one, context = web(tls=tls_files), anybody()
     connection = http.client.HTTPSConnection("127.0.0.1", one.server.port, timeout=10, context=context)
     connection.request("GET", "/studies")
     assert connection.getresponse().status == 204
     connection.close()
+
+
+def test_https_takes_no_cipher_that_dicom_over_tls_does_not(web, tls_files):
+    one, context = web(tls=tls_files), anybody()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-ECDSA-AES128-SHA256")  # CBC: BCP 195 wants AEAD
+    with socket.create_connection(("127.0.0.1", one.server.port), timeout=10) as raw, pytest.raises(ssl.SSLError):
+        context.wrap_socket(raw)
 
 
 def test_tls_files_that_are_none_are_told(web, tmp_path):
