@@ -64,7 +64,9 @@ def strongest_ring(image: Image) -> Ring:
     return Ring(float(radius + SMALLEST_RADIUS_PX), sign * float(height[radius]), over)
 
 
-def _agreed(lines: NDArray[np.floating], measured: NDArray[np.bool_], n_measured: NDArray[np.intp]) -> NDArray[np.floating]:
+def _agreed(
+    lines: NDArray[np.floating], measured: NDArray[np.bool_], n_measured: NDArray[np.intp]
+) -> NDArray[np.floating]:
     """Return for each radius the height that SEEN_IN of its measured sectors reach, not below 0."""
     ranked = np.sort(np.where(measured, lines, -np.inf), axis=1)[:, ::-1]
     needed = np.maximum(np.ceil(SEEN_IN * n_measured).astype(np.intp), 1) - 1

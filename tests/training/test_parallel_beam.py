@@ -56,7 +56,9 @@ def test_the_peer_reconstructs_the_same():
     sinogram = chords(beam).astype(np.float32)
     peer = iradon(sinogram.T, -np.degrees(beam.angles), output_size=128, filter_name="ramp", circle=False)
     ours, truth = reconstruct(sinogram, beam, 128), ellipse(128)
-    shifted = min(np.abs(np.roll(peer, shift, (0, 1)) - truth).mean() for shift in ((0, 0), (1, 0), (0, 1), (1, 1)))  # its centre is a pixel's
+    shifted = min(
+        np.abs(np.roll(peer, shift, (0, 1)) - truth).mean() for shift in ((0, 0), (1, 0), (0, 1), (1, 1))
+    )  # its centre is a pixel's
     assert np.abs(ours - truth).mean() <= shifted
 
 
@@ -89,7 +91,7 @@ def test_real_projections_of_a_tooth_give_a_tooth():
     lag = int(np.correlate(sinogram[0] - sinogram[0].mean(), opposite - opposite.mean(), "full").argmax()) - 639
     sinogram = np.roll(sinogram, -round(lag / 2), axis=1)
     image = reconstruct(sinogram, beam, 640)
-    y, x = np.ogrid[-1 : 1 : 640j, -1 : 1 : 640j]
+    y, x = np.ogrid[-1:1:640j, -1:1:640j]
     tooth = image > 0.5 * np.percentile(image, 99)
     assert 0.05 < tooth.mean() < 0.5
     assert tooth[np.hypot(y, x) > 0.95].mean() < 0.02  # air around it
