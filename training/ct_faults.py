@@ -90,7 +90,7 @@ def _miss(rng: np.random.Generator, scanned: Scanned, change: Sinogram) -> float
 
 
 def _arc(rng: np.random.Generator, scanned: Scanned, change: Sinogram) -> float:
-    """The tube gives 0.5 to 5 % of its photons over up to 1 degree; the reference detector corrects all but the noise."""
+    """The tube gives 0.5 to 5 % of its photons over up to 1 degree; the machine corrects all but the noise."""
     first, n = _some_views(rng, scanned, 0, 1)
     part = np.exp(rng.uniform(*np.log([0.005, 0.05])))
     expected = part * scanned.photons * np.exp(-scanned.integrals[first : first + n].astype(np.float64))

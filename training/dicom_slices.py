@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def dicom_slices(archive: Path) -> NDArray[np.float32]:
-    """Return float32 (slice, y, x), rescaled (PS3.3 C.11.1): CT in HU. Files that are no DICOM (licences) are left out."""
+    """Return float32 (slice, y, x), rescaled (PS3.3 C.11.1): CT in HU. What is no DICOM (licences) is left out."""
     slices: dict[int, NDArray[np.float32]] = {}
     with tarfile.open(archive) as tar:
         for member in tar:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 def mha_frames(path: Path) -> Iterator[NDArray[np.float32]]:
-    """Give float32 (y, x), one for each frame. Raises ValueError for anything but unsigned bytes in three dimensions."""
+    """Give float32 (y, x), one for each frame. Raises ValueError for anything but bytes in three dimensions."""
     head, found, data = path.read_bytes().partition(b"ElementDataFile = LOCAL\n")
     fields = dict(line.split(" = ", 1) for line in head.decode("latin-1").splitlines() if " = " in line)
     if not found or fields.get("ElementType") != "MET_UCHAR" or fields.get("NDims") != "3":

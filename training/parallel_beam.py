@@ -79,7 +79,7 @@ def filter_kernel(beam: Beam) -> NDArray[np.float64]:
 
 
 def back_project(sinogram: Sinogram, beam: Beam, size: int) -> Image:
-    """Return the mean over the views of what lies on each pixel's rays, times pi; (size, size), linear interpolation."""
+    """Return the mean over the views of each pixel's rays, times pi; (size, size), linear interpolation."""
     along = (np.arange(size, dtype=np.float32) - (size - 1) / 2) / np.float32(beam.bin_px)
     image = np.zeros((size, size), np.float32)
     padded = np.pad(sinogram, ((0, 0), (1, 2)))

@@ -67,7 +67,7 @@ class CtFaults:
             return []
         message = (
             f"ring of {ring.height_hu:+.0f} HU, {ring.radius_px:.0f} pixels from the centre of rotation, "
-            f"{ring.over_chance:.0f} times what chance gives; calibrate the detector (air scan), call service if it stays"
+            f"{ring.over_chance:.0f} times what chance gives; calibrate the detector with an air scan"
         )
         return [Finding("rings", message, "warning", ring.over_chance, limit, {"radius_px": ring.radius_px})]
 
@@ -94,7 +94,7 @@ def _find_unusable(image: NDArray[np.float32]) -> list[Finding]:
     if n_bad:
         return [Finding("not_finite", f"{n_bad} pixels are not numbers; do not use this image", "alarm", n_bad)]
     if not image.size or image.max() == image.min():
-        return [Finding("empty", "every pixel has the same value; check the scanner and repeat the scan", "alarm")]
+        return [Finding("all_zero", "every pixel has the same value; check the scanner and repeat the scan", "alarm")]
     return []
 
 

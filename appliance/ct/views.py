@@ -2,9 +2,10 @@
 """How much each view contributed to a CT image, told from the image alone.
 
 By the projection-slice theorem a view of angle a is the line of that angle in the image's spectrum. The line is faint
-where views are missing, and so is the noise that they would have brought. The fine structure of the image, summed along the rays of that angle, is strong over a few
-tenths of a degree where the tube arced, and over many degrees where too few photons came through; there the middle
-value over all rays is taken and not their power, because an edge of the table stands on one ray only.
+where views are missing, and so is the noise that they would have brought. The fine structure of the image, summed along
+the rays of that angle, is strong over a few tenths of a degree where the tube arced, and over many degrees where too
+few photons came through; there the middle value over all rays is taken and not their power, because an edge of the
+table stands on one ray only.
 
 Reference: Kak, Slaney 1988, Principles of Computerized Tomographic Imaging, section 3.2.
 """
@@ -80,7 +81,7 @@ def _fine_structure(image: Floats) -> Floats:
     rest = image - gaussian_filter(image, _FINE_PX)
     some = np.abs(rest[::2, ::2])
     spread = 1.4826 * float(np.median(some[some > 0])) if some.any() else 0.0
-    return np.clip(rest, -_MOST_SPREADS * spread, _MOST_SPREADS * spread)
+    return np.asarray(np.clip(rest, -_MOST_SPREADS * spread, _MOST_SPREADS * spread))
 
 
 def _ray_strengths(image: Floats) -> Floats:

@@ -7,7 +7,7 @@ A model's card names its domain; a pipeline of another modality is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from appliance.arrays import namespace
@@ -30,10 +30,15 @@ class Domain:
     estimate: Callable[[Array], float]
 
     def first_scale(self, image: Array) -> float:
-        """Return what all frames of a scan are divided by, given its first one; 0 where an empty frame decides nothing."""
+        """Return what all frames of a scan are divided by, given its first one; 0: an empty frame decides nothing."""
         if self.scale is not None:
             return self.scale
         return max(float(namespace(image).percentile(image, 99.5)), 0.0)
+
+    def scaled(self) -> Domain:
+        """Return the domain of images that were divided by `scale` already."""
+        lowest, highest = (None if n is None else n / (self.scale or 1.0) for n in (self.lowest, self.highest))
+        return replace(self, scale=1.0, lowest=lowest, highest=highest)
 
     def limited(self, image: Array, noise: Array, most: Array | float) -> Array:
         """Return `noise` within ±`most`, and so that subtracting it drives no pixel of `image` out of its range."""
