@@ -18,6 +18,7 @@ from appliance.errors import NearscanError
 # Commands that live in a file of their own, which is imported only when it is called: most need few libraries.
 _ELSEWHERE = {
     "buffer": "appliance.commands.buffer",
+    "commission": "appliance.commands.commission",
     "echo": "appliance.commands.send",
     "models": "appliance.commands.models",
     "outbox": "appliance.commands.outbox",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -11,38 +13,54 @@ from skimage.data import shepp_logan_phantom
 from appliance.mri.fault_features import fault_features
 from appliance.mri.phantom import cine_image
 from appliance.mri.rules import NETWORK_CLASSES as CLASSES
-from training.simulate_faults import Acquired, Coils, Image, Scene, acquire, anatomy
+from training.simulate_faults import Acquired, Coils, Image, Scene, acquire, anatomy, ellipses
 
-CLEAN = ("", "", "", "low_snr", "noisy_coil")  # what the network must not take for one of its classes
+CLEAN = (
+    "",
+    "",
+    "",
+    "",
+    "low_snr",
+    "noisy_coil",
+    "spike",
+    "zipper",
+)  # what the network must not take for one of its classes
 CLEAN_PART = 0.35
 
-TRAINED_SIDES = (128, 160, 192, 256)
-TRAINED_COILS = (4, 8, 12)
+N_BODIES, BODY_PX = 100, 128  # each in several scenes: drawing one takes a second
+TRAINED_SIDES = (96, 128, 160, 192)
+TRAINED_COILS = (5, 8, 12)
 HELD_OUT_MATRICES = ((144, 208), (224, 176), (240, 240), (176, 320))
 HELD_OUT_COILS = (6, 10, 16)
 
 
 def trained_scene(seed: int, number: int) -> Scene:
-    """Return a scene of dead leaves in a wavy body."""
+    """Return a scene of dead leaves in a wavy body, or of ellipses."""
     rng = np.random.default_rng([seed, number])
-    size = 192
     n_y, n_x = rng.choice(TRAINED_SIDES, 2)
-    truth = _fit(rng, anatomy(rng, size), (int(n_y), int(n_x)))
+    truth = fit(rng, _body(seed, number % N_BODIES), (int(n_y), int(n_x)))
     coils = Coils.draw(rng, int(rng.choice(TRAINED_COILS)))
-    return Scene(truth, coils, float(np.exp(rng.uniform(np.log(0.006), np.log(0.06)))), int(rng.integers(1, 3)))
+    acceleration = int(rng.integers(1, 4)) if coils.n > 5 else int(rng.integers(1, 3))
+    return Scene(truth, coils, float(np.exp(rng.uniform(np.log(0.006), np.log(0.06)))), acceleration)
+
+
+@lru_cache(maxsize=N_BODIES)
+def _body(seed: int, number: int) -> Image:
+    rng = np.random.default_rng([seed, number, 4])
+    return ellipses(rng, BODY_PX) if number % 2 else anatomy(rng, BODY_PX)
 
 
 def held_out_scene(seed: int, number: int) -> Scene:
     """Return a scene of a chest (the cine phantom) or a Shepp-Logan head, at settings that training does not have."""
     rng = np.random.default_rng([seed, 1_000_000 + number])
     truth = cine_image(int(rng.integers(150))) if number % 2 else shepp_logan_phantom().astype(np.float32)
-    truth = _fit(rng, truth, HELD_OUT_MATRICES[rng.integers(len(HELD_OUT_MATRICES))])
+    truth = fit(rng, truth, HELD_OUT_MATRICES[rng.integers(len(HELD_OUT_MATRICES))])
     coils = Coils.draw(rng, int(rng.choice(HELD_OUT_COILS)))
     acceleration = int(rng.integers(1, 4)) if coils.n > 6 else int(rng.integers(1, 3))
     return Scene(truth, coils, float(np.exp(rng.uniform(np.log(0.01), np.log(0.05)))), acceleration)
 
 
-def _fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Image:
+def fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Image:
     """Return `image` turned, scaled a little, moved, and sampled to `shape`, with air where it ends."""
     angle, zoom = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.25)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -54,12 +72,12 @@ def _fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Imag
 
 
 def features_of(acquired: Acquired) -> NDArray[np.float32]:
-    """Return what the network sees, (3, y, x)."""
+    """Return what the network sees, (channel, y, x)."""
     return np.asarray(fault_features(acquired.image, acquired.kspace)[0])
 
 
 def samples(scene: Scene, rng: np.random.Generator, n: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Return features (n, 3, y, x) of frames of one scene, and labels (n, class): clean, or one fault."""
+    """Return features (n, channel, y, x) of frames of one scene, and labels (n, class): clean, or one fault."""
     features, labels = [], np.zeros((n, len(CLASSES)), np.float32)
     for i in range(n):
         fault = str(rng.choice(CLEAN)) if rng.uniform() < CLEAN_PART else str(rng.choice(CLASSES))

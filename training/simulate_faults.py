@@ -88,6 +88,22 @@ def anatomy(rng: np.random.Generator, size: int) -> Image:
     return np.asarray(body / max(float(np.percentile(body, 99)), 1e-3), np.float32)
 
 
+def ellipses(rng: np.random.Generator, size: int) -> Image:
+    """Return a body of smooth ellipses within a rim, float32 (size, size), its brightest tissue near 1."""
+    y, x = np.ogrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    half_y, half_x = rng.uniform(0.45, 0.75), rng.uniform(0.45, 0.85)
+    image = np.zeros((size, size))
+    insides = [(0.0, 0.0, half_y, half_x), (0.0, 0.0, *(rng.uniform(0.8, 0.97) * np.array((half_y, half_x))))]
+    for _ in range(rng.integers(5, 25)):
+        way, far = rng.uniform(0, 6.3), np.sqrt(rng.uniform(0, 0.6))
+        halves = np.exp(rng.uniform(np.log(0.02), np.log(0.35), 2))
+        insides.append((far * half_y * np.sin(way), far * half_x * np.cos(way), *halves))
+    for cy, cx, ry, rx in insides:
+        edge = np.clip((1 - np.hypot((y - cy) / ry, (x - cx) / rx)) * min(ry, rx) * size / 2 + 0.5, 0, 1)
+        image += edge * (rng.uniform(0.05, 1) - image)
+    return np.asarray(image / max(float(np.percentile(image, 99)), 1e-3), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A patient in a scanner: `truth` (y, x), coils, noise of each part of a sample, acceleration."""

@@ -57,7 +57,7 @@ def _cells(features: Floats) -> NDArray[np.float64]:
 
 
 def validate_faults(run: Callable[[Floats], Floats], seed: int = 7) -> list[Detection]:
-    """Return one row for each class; `run` gives logits (1, class) for (1, 3, y, x)."""
+    """Return one row for each class; `run` gives logits (1, class) for (1, channel, y, x)."""
     fitted = [trained_scene(seed, number) for number in range(N_SCENES)]
     peer = OneClass([features_of(acquire(scene, np.random.default_rng([seed, 3]))) for scene in fitted])
     scores: dict[str, list[tuple[Floats, float]]] = {fault: [] for fault in ("", *CLASSES)}

@@ -12,15 +12,16 @@ from appliance.frames import Finding
 
 N_EVENTS = 200  # the newest are kept
 
-Key = tuple[str, int | float | None]  # kind, coil
-EVERY_SLICE = -1
+Key = tuple[str, int | float]  # kind, coil
+NO_COIL, EVERY_COIL, EVERY_SLICE = -1, -2, -1
 
 
 class EventLog:
     """Counts findings, joins those of one kind and coil into one event, and votes.
 
     A vote is taken over all frames of the scan, and over those of each slice: a fault of one slice in twenty persists
-    too. An event lasts while one of its votes has a hit among its last five frames.
+    too. Of each kind together (spikes hit one coil now and another then): an alarm; of each coil: how long an event
+    lasts, which is while one of its votes has a hit among its last five frames.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,8 @@ class EventLog:
 
     def record(self, sequence: int, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Take the findings of one frame; return them, with since when and an alarm where it persists."""
-        hits = {_key(finding): finding for finding in found}
-        for key in self._votes.keys() | hits.keys():
+        hits = {key for finding in found for key in (_key(finding), (finding.kind, EVERY_COIL))}
+        for key in self._votes.keys() | hits:
             self._vote(key, slice_index, key in hits)
         return [self._tell(sequence, slice_index, finding) for finding in found]
 
@@ -49,7 +50,7 @@ class EventLog:
     def _tell(self, sequence: int, slice_index: int, finding: Finding) -> Finding:
         key = _key(finding)
         self._counts[finding.kind] += 1
-        alarming = finding.severity == "alarm" or any(vote.alarming for vote in self._votes[key].values())
+        alarming = finding.severity == "alarm" or self._alarming(finding.kind)
         event = self._open.get(key)
         if event is None:
             event = {"kind": finding.kind, "sequence": sequence, "slice": slice_index, "frames": 0, "alarm": False}
@@ -64,10 +65,16 @@ class EventLog:
             message += f" (since frame {event['sequence']}, in {most} of the last {WINDOW_FRAMES} frames)"
         return dataclasses.replace(finding, message=message, severity="alarm" if alarming else "warning")
 
+    def _alarming(self, kind: str) -> bool:
+        return any(vote.alarming for vote in self._votes.get((kind, EVERY_COIL), {}).values())
+
     def alarms(self) -> list[str]:
         """Return what is an alarm now, in words; it stays until five frames did not have it."""
-        voted = (key for key, votes in self._votes.items() if any(vote.alarming for vote in votes.values()))
-        return [f"{self._open[key]['message']} (since frame {self._open[key]['sequence']})" for key in voted]
+        return [
+            f"{event['message']} (since frame {event['sequence']})"
+            for (kind, _), event in self._open.items()
+            if self._alarming(kind)
+        ]
 
     def status(self) -> dict[str, Any]:
         """Return the count of findings by kind and the newest events, oldest first."""
@@ -75,4 +82,4 @@ class EventLog:
 
 
 def _key(finding: Finding) -> Key:
-    return finding.kind, finding.where.get("coil")
+    return finding.kind, finding.where.get("coil", NO_COIL)

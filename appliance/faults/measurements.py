@@ -49,8 +49,9 @@ class _Ring:
         self._rules = rules
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         head = json.dumps({"format": 1, "setup": setup, "rules": rules}).encode().ljust(_HEAD_BYTES - _COUNT.size)
-        same = os.pread(self._file, len(head), 0) == head
-        self._n_frames = _COUNT.unpack(os.pread(self._file, _COUNT.size, len(head)))[0] if same else 0
+        before = os.pread(self._file, _HEAD_BYTES, 0)
+        same = len(before) == _HEAD_BYTES and before.startswith(head)
+        self._n_frames = _COUNT.unpack(before[len(head) :])[0] if same else 0
         if not same:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, head + _COUNT.pack(0), 0)

@@ -115,6 +115,14 @@ class Baseline:
         known = usual > SEEN * np.maximum(noise, levels.noise)
         return np.sqrt(np.divide(levels.net, usual, out=np.ones(n_coils), where=known))
 
+    def noise_gain(self, levels: Levels) -> float:
+        """Return how many times the usual noise amplitude there is, at least 1; 1 where that is not known."""
+        assert self.usual is not None
+        n_coils = len(levels.noise)
+        usual = float(lower_median(self.usual[n_coils : 2 * n_coils]))
+        now = float(lower_median(levels.noise))
+        return max(float(np.sqrt(now / usual)), 1.0) if usual > 0 else 1.0
+
     def forget(self) -> None:
         """Start anew: what was a change has become the normal state."""
         self.rows.clear()
@@ -154,7 +162,9 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
     noise = lower_median(outer.T) if known else np.zeros(len(lines))
     signal = lines[:, baseline.strongest].mean(axis=1)
     centre = _centre(kspace if imaging.all() else kspace[:, imaging], signal, baseline)
-    fit = None if baseline.weights is None or sparse else fit_lines(centre, baseline.weights)
+    fit = None
+    if baseline.weights is not None and not sparse and np.isfinite(energy):
+        fit = fit_lines(centre, baseline.weights)
     return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse, centre, fit)
 
 

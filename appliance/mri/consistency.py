@@ -34,7 +34,7 @@ def fit_weights(centre: Kspace) -> NDArray[np.complex64]:
     """Return weights, (2 * 3 * coil, coil), from `centre` (coil, line, column) of the usual frame."""
     sources, targets = _neighbours(centre), _inner(centre)
     normal = sources.conj().T @ sources
-    normal[np.diag_indices(len(normal))] += REGULARISATION * np.trace(normal).real / len(normal)
+    normal[np.diag_indices(len(normal))] += REGULARISATION * np.trace(normal).real / len(normal) + 1e-30
     return np.asarray(np.linalg.solve(normal, sources.conj().T @ targets), np.complex64)
 
 
@@ -47,6 +47,12 @@ def _neighbours(centre: Kspace) -> Kspace:
     n_lines, n_columns = centre.shape[1] - 2, centre.shape[2] - 2
     shifted = [centre[:, i : i + n_lines, j : j + n_columns] for i in (0, 2) for j in (0, 1, 2)]
     return np.concatenate(shifted).reshape(6 * len(centre), -1).T
+
+
+def expected_lines(centre: Kspace, weights: NDArray[np.complex64]) -> Kspace:
+    """Return what the inner samples of `centre` should be by their neighbours, (coil, line - 2, column - 2)."""
+    n_coils, n_lines, n_columns = centre.shape
+    return np.asarray((_neighbours(centre) @ weights).T.reshape(n_coils, n_lines - 2, n_columns - 2))
 
 
 def fit_lines(centre: Kspace, weights: NDArray[np.complex64]) -> Fit:

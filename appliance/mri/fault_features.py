@@ -8,22 +8,29 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.mri.consistency import expected_lines, fit_weights
 from appliance.mri.rules import Floats, Kspace
 
 SIZE_PX = 96
 IMAGE_FLOOR = 0.01  # of the bright tissue; what is darker than that looks alike
 KSPACE_FLOOR = 0.01  # of the median
-LARGEST = 5.0  # of either channel
+FIT_SCALE = 2.0  # brings correlations, at most 1, to the size of the other channels
+LARGEST = 5.0  # of any channel
+N_CHANNELS = 5
+CENTRE_LINES, CENTRE_COLUMNS, MOST_COILS = 64, 24, 6  # of k-space, for how lines follow from each other
+MIN_CENTRE = 8
 
 
 def fault_features(image: Floats, kspace: Kspace) -> NDArray[np.float32]:
-    """Return (1, 3, SIZE_PX, SIZE_PX): log image, the same half a field of view away along y, where its ghost would
-    lie, and half the log of the largest coil's k-space.
+    """Return (1, N_CHANNELS, SIZE_PX, SIZE_PX).
 
+    Log image; the same half a field of view away along y, where its ghost would lie; half the log of the largest
+    coil's k-space; and of the centre of k-space, how well each sample follows from the lines beside it: real and
+    imaginary part of their correlation over coils (appliance/mri/consistency.py), with weights fitted to this frame.
     `image` is magnitude (y, x), averaged to the size; `kspace` (coil, ky, kx) holds the acquired lines, in their
     order, and the largest of the samples that share a pixel stays, so that a spike does. Neither is modified.
     """
-    features = np.empty((1, 3, SIZE_PX, SIZE_PX), np.float32)
+    features = np.empty((1, N_CHANNELS, SIZE_PX, SIZE_PX), np.float32)
     small = _mean_of(image.shape[0]) @ image.astype(np.float32, copy=False) @ _mean_of(image.shape[1]).T
     bright = max(float(np.percentile(small[::2, ::2], 98)), 1e-30)
     np.log(small / bright + IMAGE_FLOOR, out=features[0, 0])
@@ -32,11 +39,39 @@ def fault_features(image: Floats, kspace: Kspace) -> NDArray[np.float32]:
     scratch = np.empty_like(peaks)
     for coil in kspace[1:]:
         np.maximum(peaks, np.abs(coil, out=scratch), out=peaks)
+    centre = kspace[(slice(None), *_around_peak(peaks))]
     peaks = _largest(_largest(peaks, 0), 1)
     np.log(peaks / max(float(np.median(peaks[::2, ::2])), 1e-30) + KSPACE_FLOOR, out=features[0, 2])
     features[0, 2] *= 0.5
+    fit = _correlation(centre)
+    rows, columns = (np.arange(SIZE_PX) * n // SIZE_PX for n in fit.shape)
+    fit = fit[np.ix_(rows, columns)]
+    features[0, 3], features[0, 4] = FIT_SCALE * fit.real, FIT_SCALE * fit.imag
     np.clip(features, -LARGEST, LARGEST, out=features)
     return features
+
+
+def _around_peak(peaks: NDArray[np.float32]) -> tuple[slice, slice]:
+    """The lines and columns around the largest sample; fewer at an edge."""
+    line, column = int(peaks.max(axis=1).argmax()), int(peaks.max(axis=0).argmax())
+    half_lines, half_columns = CENTRE_LINES // 2, CENTRE_COLUMNS // 2
+    return (
+        slice(max(line - half_lines, 0), line + half_lines),
+        slice(max(column - half_columns, 0), column + half_columns),
+    )
+
+
+def _correlation(centre: Kspace) -> Kspace:
+    """Correlation over coils of each inner sample with what follows from the lines beside it, (line, column)."""
+    if min(centre.shape[1:]) < MIN_CENTRE:
+        return np.zeros((1, 1), np.complex64)
+    strongest = np.argsort(np.abs(centre).sum(axis=(1, 2)))[-MOST_COILS:]
+    centre = centre[np.sort(strongest)]
+    expected = expected_lines(centre, fit_weights(centre))
+    actual = centre[:, 1:-1, 1:-1]
+    both = (expected.conj() * actual).sum(axis=0)
+    power = (np.abs(expected) ** 2).sum(axis=0) * (np.abs(actual) ** 2).sum(axis=0)
+    return np.asarray(both / np.sqrt(np.maximum(power, 1e-30)), np.complex64)
 
 
 def _spans(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

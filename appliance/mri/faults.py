@@ -87,16 +87,17 @@ class MrFaults:
             raw, ky, calibration = _raw(frame, kspace)
             key = (*where, raw.shape[0], raw.shape[2], ky[~calibration].tobytes())
             levels = measure(raw, ky, ~calibration, self._baselines.get(key))
-            found = self._judge_kspace(raw, ky, calibration, self._baselines.get(key), levels)
+            found = self.judge_kspace(raw, ky, calibration, self._baselines.get(key), levels)
         found = self._told_apart(key, frame.position.slice, found)
         changed = bool(found) and all(f.kind in LASTING for f in found)
         self._baselines.learn(key, levels, clean=not found, changed=changed)
         self.snr_db = levels.snr_db
         return found
 
-    def _judge_kspace(
+    def judge_kspace(
         self, raw: Kspace, ky: NDArray[np.int64], calibration: Bools, baseline: Baseline, levels: Levels
     ) -> list[Finding]:
+        """Judge raw data (coil, ky, kx) of one frame against its `baseline`, which this does not let it into."""
         found = quality.find_unusable(raw, ky, levels)
         if found:
             return found
@@ -117,8 +118,10 @@ class MrFaults:
         found += self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
         if found:
             return found
-        signal = self._take("signal_drop", quality.find_signal_drop, levels, baseline, limit["signal_drop"])
         snr = self._take("low_snr", quality.find_low_snr, levels, baseline, limit["low_snr"])
+        if snr and not quality.any_signal(levels):
+            return snr
+        signal = self._take("signal_drop", quality.find_signal_drop, levels, baseline, limit["signal_drop"])
         n_columns = raw.shape[2]
         moved = self._take(
             "displacement", find_displacement, levels, imaging_ky, n_columns, baseline, limit["displacement"]
@@ -131,10 +134,8 @@ class MrFaults:
             self.unchecked += ["motion", "odd_even"]
             return []
         inner = ky[baseline.block[1]][1:-1]
-        usual_turn = np.angle(baseline.turn)
-        found = self._take(
-            "motion", find_inconsistency, levels.fit, baseline.residual, inner, self._thresholds["motion"]
-        )
+        usual, usual_turn = baseline.residual * baseline.noise_gain(levels), np.angle(baseline.turn)
+        found = self._take("motion", find_inconsistency, levels.fit, usual, inner, self._thresholds["motion"])
         ghost = self._take("odd_even", find_odd_even_ghost, levels.fit, usual_turn, self._thresholds["odd_even"])
         return ghost or found  # a ghost of odd and even lines says more
 
@@ -145,6 +146,8 @@ class MrFaults:
             return found
         others = [part for other, part in self._lost.items() if other != key]
         self._lost[key] = lost
+        if not others:
+            return found
         dropout = self._take(
             "slice_dropout", quality.find_slice_dropout, lost, others, slice_index, self._thresholds["slice_dropout"]
         )

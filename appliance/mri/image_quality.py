@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 
 from appliance.frames import Finding
 from appliance.mri.baseline import Baseline, Levels
@@ -87,16 +88,16 @@ def find_wrap(image: Floats, limit: float) -> Found:
     """
     if min(image.shape) < MIN_WRAP_PX:
         return None, []
-    rows = max(1, len(image) // 64)
-    first, last = (image[end].mean(axis=0, dtype=np.float64) for end in (slice(0, rows), slice(-rows, None)))
-    some = image[:: max(1, len(image) // 64), :: max(1, image.shape[1] // 64)].astype(np.float64)
-    background, tissue = float(np.percentile(some, 5)), some[some > some.mean()]
-    body = float(tissue.mean()) - background if tissue.size else 0.0
+    blocks = _block_means(image)
+    background, bright = float(np.percentile(blocks, 10)), blocks[blocks > blocks.mean()]
+    body = float(bright.mean()) - background if bright.size else 0.0
     if body <= 0:
         return None, []
-    both = np.minimum(first, last) - background
-    width = max(1, len(both) // 8)  # tissue fills an eighth of the row or more
-    measured = float(np.sort(both)[-width:].mean()) / body
+    rows = max(1, len(image) // 48)
+    first, last = (image[end].mean(axis=0, dtype=np.float64) for end in (slice(0, rows), slice(-rows, None)))
+    width = max(4, image.shape[1] // 16)  # so wide must what folds over be; noise is averaged away
+    both = np.minimum(*(uniform_filter1d(end, width) for end in (first, last)))
+    measured = float(both.max() - background) / body
     if measured <= limit:
         return measured, []
     message = (
@@ -104,6 +105,12 @@ def find_wrap(image: Floats, limit: float) -> Found:
         "its signal there), and folds over; enlarge the field of view or switch on phase oversampling"
     )
     return measured, [Finding("wrap", message, "warning", measured, limit)]
+
+
+def _block_means(image: Floats) -> Floats:
+    """Means of 8 × 8 pixels, without what is left at the ends."""
+    n_y, n_x = (n // 8 for n in image.shape)
+    return np.asarray(image[: n_y * 8, : n_x * 8].reshape(n_y, 8, n_x, 8).mean(axis=(1, 3), dtype=np.float64))
 
 
 def judge_image(

@@ -26,7 +26,7 @@ def find_zipper(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, levels: L
     outer = _outer_lines(ky, imaging)
     if len(outer) < MIN_LINES or kspace.shape[2] < ZIPPER_BESIDE or levels.sparse:
         return None, []
-    spectra = scipy.fft.fft(kspace[:, outer], axis=2)
+    spectra = scipy.fft.ifft(kspace[:, outer], axis=2, norm="ortho")  # k-space to image, as in appliance/mri/fourier.py
     noise = np.where(levels.noise > 0, levels.noise, max(float(levels.noise.max()), 1e-38)).astype(np.float32)
     parts = spectra.view(np.float32).reshape(*spectra.shape, 2)
     power = np.einsum("clxp,clxp,c->lx", parts, parts, 1 / noise, optimize=False)

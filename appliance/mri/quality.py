@@ -195,13 +195,19 @@ def find_dropped_coils(levels: Levels, baseline: Baseline, limit: float, noisy: 
     return (None if baseline.usual is None else float(loss.max())), []
 
 
+def any_signal(levels: Levels) -> bool:
+    """Whether any coil has more than noise; true where the noise is not known."""
+    return levels.snr_db is None or float(levels.contrast.max()) >= NOISE_ONLY
+
+
 def find_low_snr(levels: Levels, baseline: Baseline, limit: float) -> Found:
     """Find no signal at all, or a loss of SNR against the usual frame."""
     if levels.snr_db is None:
         return None, []
-    if float(levels.contrast.max()) < NOISE_ONLY:
+    if not any_signal(levels):
         message = "no coil shows any signal above the noise; check the transmitter and the patient's position"
-        return None, [Finding("low_snr", message, "warning", -levels.snr_db)]
+        loss_db = -levels.snr_db + (0.0 if baseline.usual is None else float(baseline.usual[-1]))
+        return loss_db, [Finding("low_snr", message, "warning", loss_db, limit)]
     if baseline.usual is None or baseline.spread is None:
         return None, []
     loss_db = float(baseline.usual[-1]) - levels.snr_db
@@ -228,9 +234,7 @@ def find_signal_drop(levels: Levels, baseline: Baseline, limit: float) -> Found:
 
 
 def find_slice_dropout(lost: float, others_lost: list[float], slice_index: int, limit: float) -> Found:
-    """Find a slice that lost signal while the other slices kept theirs; each part is of the slice's own usual."""
-    if not others_lost:
-        return None, []
+    """Find a slice that lost signal while the other slices (at least one) kept theirs; parts of each one's usual."""
     others_kept = max(1 - float(np.median(others_lost)), 1e-3)
     measured = 1 - (1 - lost) / others_kept
     if measured <= limit:

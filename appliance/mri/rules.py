@@ -17,7 +17,7 @@ Kspace = NDArray[np.complex64]
 Bools = NDArray[np.bool_]
 Found = tuple[float | None, list[Finding]]  # what a rule measured, None without a basis; and its findings
 
-NETWORK_CLASSES = ("ghosting", "motion", "wrap", "spike", "zipper", "clipping", "line_drop")  # models/mr-faults
+NETWORK_CLASSES = ("ghosting", "motion", "wrap", "clipping", "line_drop")  # models/mr-faults
 NETWORK_FINDS = ("ghosting", "motion", "wrap")  # by itself; of the others rules know more
 
 RULES: Mapping[str, Rule] = {

@@ -44,11 +44,10 @@ class Settings(OperatorSettings):
     thresholds: dict[str, float] = Field(
         {}, description="By rule, larger is less sensitive; for rules where commissioning is not to decide."
     )
-
     model: str = Field(
-        "mr-faults",
+        "",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
-        description="Network for a second opinion on MR; empty for none. Rules do without it.",
+        description="Network for a second opinion on MR; empty for none: none is shipped.",
     )
 
     @field_validator("rules", "thresholds")

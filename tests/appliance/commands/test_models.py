@@ -24,6 +24,7 @@ def site(tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copytree(shipped_models(), tmp_path / "models")
     edit(tmp_path / "models", lambda card: card["input"].update(typical_px=32))  # the time trial is a small one
+    edit(tmp_path / "models", lambda card: card.update(version="1"))
     file = tmp_path / "site.yaml"
     file.write_text(f"site: {{name: test, data_dir: {tmp_path}/data}}\nmodels: {{dir: {tmp_path}/models}}\n")
 
@@ -118,27 +119,23 @@ def test_an_input_of_another_name_and_of_another_size(site):
     )
     edit(folder, lambda card: card["input"].update(name="image_and_noise_level", channels=["image"]))
     code, rows = checked(site)
-    assert code == 1
-    assert rows["onnxruntime f32"]["why"] == (
-        "onnxruntime: input image_and_noise_level has 2 channels, the card says 1; correct the card or restore the "
-        "model file"
-    )
+    assert code == 1 and list(rows) == ["card"]
+    assert ": mr-denoise.golden.npz: case " in rows["card"]["why"]
+    assert rows["card"]["why"].endswith(" and 1 outputs, which is not what the card says; write it again")
 
 
 def test_weights_that_are_not_numbers(site):
-    """The golden answers of a model whose every weight is NaN, by its own backends."""
+    """A hundred NaN in the middle of a model with a right digest: some engines hide them behind a later operator."""
     folder = site.folder / "models"
     onnx = bytearray(read_model("mr-denoise", folder).onnx)
-    at = onnx.rindex(b"w5") + 100
-    at += -(at - onnx.rindex(b"w5") - 5) % 4
-    for start in range(at, at + 400):
-        onnx[start : start + 1] = b"\xff"  # 0xffffffff is a NaN
+    middle = len(onnx) // 2  # nearly all of the file is weights
+    onnx[middle : middle + 400] = b"\xff" * 400  # 0xffffffff is a NaN
     replace_model(folder, bytes(onnx))
     code, rows = checked(site)
     assert code == 1
     for name in ("openvino f32", "onnxruntime f32"):
         assert rows[name]["result"] == "failed"
-        assert rows[name]["why"].startswith("golden case ") and "missed by nan" in rows[name]["why"]
+        assert rows[name]["why"].startswith("golden case ") and " missed by " in rows[name]["why"]
 
 
 def test_a_machine_that_is_too_slow(site):

@@ -29,12 +29,12 @@ def load(backend, precision="f32"):
 
 def inputs():
     rng = np.random.default_rng(3)
-    y, x = np.mgrid[:66, :50]
-    disc = (np.hypot(y - 33, x - 25) < 20).astype(np.float32)
+    y, x = np.mgrid[:64, :48]
+    disc = (np.hypot(y - 32, x - 24) < 20).astype(np.float32)
     images = {
-        "noise": rng.random((66, 50)),
-        "zeros": np.zeros((66, 50)),
-        "ones": np.ones((66, 50)),
+        "noise": rng.random((64, 48)),
+        "zeros": np.zeros((64, 48)),
+        "ones": np.ones((64, 48)),
         "checkerboard": (y + x) % 2,
         "phantom": disc + 0.1 * rng.normal(size=disc.shape),
         "hundredfold": 100 * disc,

@@ -26,6 +26,8 @@ def bad(model):
 @pytest.fixture
 def where(tmp_path):
     shutil.copytree(shipped_models(), tmp_path / "shipped")
+    path = tmp_path / "shipped" / "mr-denoise.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"version": "1"}))
     return place(tmp_path / "shipped", tmp_path / "data")
 
 

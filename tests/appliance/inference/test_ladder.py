@@ -246,7 +246,15 @@ def test_a_ladder_that_nobody_uses_ends_its_thread(model, backend):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_in_the_background_leaves_images_passing_through_and_is_told(model, backend):
-    ladder = started(model, backend("first", load_fails=ZeroDivisionError("a defect")), backend("second"))
+    before = set(threading.enumerate())
+    broken = backend("first", load_fails=ZeroDivisionError("a defect"))
+    broken.gate.clear()
+    ladder = Ladder([Rung(model, broken, "f32"), Rung(model, backend("second"), "f32")], lambda rung: True)
+    ladder.start()
+    (thread,) = set(threading.enumerate()) - before
+    broken.gate.set()
+    thread.join(WAIT_S)
+    gc.collect()  # its exception is told now, and not to the next test
     with pytest.raises(ModelError) as caught:
         ladder.engine()
     assert str(caught.value) == "mr-denoise: defect in its background thread; report the log"

@@ -10,6 +10,7 @@ from appliance.context import Context
 from appliance.errors import ModelError, StageError
 from appliance.frames import Frame, Position, Scan
 from appliance.imaging.remove_noise import MOST_SIGMA
+from appliance.mri.phantom import cine_image
 from operators.stages.denoise import MOST_PLACES, Settings, make
 
 
@@ -196,12 +197,18 @@ def test_a_gpu_site_without_its_gpu_runs_degraded_and_says_so(context):
         assert alarms == {"model mr-denoise": ""}
 
 
-def test_a_streaming_model_gains_from_frame_to_frame_where_nothing_moves(context):
-    """Twelve frames of one truth, each with new noise, in the body."""
-    image, stage = truth(), begun(context, model="mr-denoise-cine")
-    body = image > 0
-    errors = [rmse(stage.frame(frame(noisy(image, 60, seed))).array[body], image[body]) for seed in range(12)]
-    assert np.mean(errors[6:]) < 0.75 * errors[0]
+def test_a_streaming_model_gains_from_the_frames_before(context):
+    """A beating heart, each frame with new noise: nearer to the truth than without a past, in the body."""
+    stage, errors = begun(context, (256, 256), model="mr-denoise-cine"), []
+    for index in range(12):
+        image = 1000 * cine_image(index)
+        given, body = frame(noisy(image, 100, index)), image > 100
+        with_past = stage.frame(given).array
+        if index >= 6:
+            fresh = begun(context, (256, 256), model="mr-denoise-cine").frame(given).array
+            errors.append([rmse(one[body], image[body]) for one in (with_past, fresh)])
+    with_past, fresh = np.mean(errors, axis=0)
+    assert with_past < 0.93 * fresh  # 0.6 dB
 
 
 def test_a_streaming_model_sees_at_once_that_something_moved(context):
@@ -222,7 +229,10 @@ def test_a_streaming_model_sees_at_once_that_something_moved(context):
 
 def test_each_place_is_remembered_on_its_own(context):
     images = truth(), np.ascontiguousarray(truth()[::-1])
-    alone, mixed = [begun(context, model="mr-denoise-cine") for _ in images], begun(context, model="mr-denoise-cine")
+    alone, mixed = (
+        [begun(context, model="mr-denoise-cine", precision="f32") for _ in images],
+        begun(context, model="mr-denoise-cine", precision="f32"),
+    )
     for seed in range(3):
         for number, image in enumerate(images):
             given = frame(noisy(image, 50, seed), Position(slice=number))

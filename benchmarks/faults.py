@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well faults of an MRI acquisition are found, beside a one-class score on the image, in the same run.
+
+    python -m benchmarks.faults [--json FILE] [--scenes N] [--clean-frames N] [--model NAME]
+
+1. AUROC of each fault on held-out scenes (chest and Shepp-Logan head at matrices, coils and accelerations that nothing
+   was trained on): the rule's measurement, the network's log odds, either of them (its rank among
+   clean frames), and the peer, which sees the image only.
+2. Alarms in clean frames after commissioning: `nearscan commission`'s own arithmetic on frames of some patients, then
+   other patients of the same setup, 500 frames of a beating heart each.
+3. Frames from the beginning of a lasting fault to its alarm, with the same thresholds.
+4. Real data where it is there: clean and with faults planted into the real k-space.
+5. Time per 8-coil 256² frame on one core (CPU time of this process, so that other work does not count).
+Training and simulation: training/simulate_faults.py, with the range of each fault's strength.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # read when numpy is imported
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.context import Context
+from appliance.faults.commissioned import Setup
+from appliance.faults.detector import default_thresholds
+from appliance.faults.events import EventLog
+from appliance.faults.measurements import Measurements
+from appliance.faults.thresholds import learn_setup
+from appliance.frames import Frame, Position
+from appliance.inference.open_model import open_model
+from appliance.mri.faults import MrFaults
+from appliance.mri.fourier import to_image
+from appliance.mri.phantom import cine_image
+from appliance.mri.rules import NETWORK_CLASSES, RULES
+from benchmarks.grappa import REAL_FILE, machine, real_slice
+from training.dicom_slices import dicom_slices
+from training.fault_scenes import features_of, fit, held_out_scene, trained_scene
+from training.simulate_faults import Acquired, Coils, Kspace, Scene, acquire
+from training.validate_faults import PEER, OneClass, auroc
+
+RULE_OF = {
+    "spike": "spike",
+    "zipper": "zipper",
+    "coil_drop": "coil_drop",
+    "noisy_coil": "noisy_coil",
+    "clipping": "clipping",
+    "line_drop": "line_drop",
+    "wrap": "wrap",
+    "ghosting": "odd_even",
+    "motion": "motion",
+    "displacement": "displacement",
+    "signal_drop": "signal_drop",
+    "slice_dropout": "slice_dropout",
+    "low_snr": "low_snr",
+}
+FINDS = {fault: {fault, rule} for fault, rule in RULE_OF.items()}
+N_BEFORE = 7  # clean frames before the fault
+T1_FILE = Path("../shared/data/series/mr_t1_siemens_HFS.tar.xz")
+Network = Callable[[Any], Any]
+
+
+def network(model: str) -> Network | None:
+    """The model as the stage opens it; None without one."""
+    if not model:
+        return None
+    live = open_model(model, Context("benchmark", Path(tempfile.gettempdir()), Path(tempfile.gettempdir())), "f32")
+    return lambda features: live.run(features)[0]
+
+
+def frame_of(acquired: Acquired, sequence: int, slice_index: int = 0) -> Frame:
+    """What the stage gets."""
+    return Frame(
+        scan_id="benchmark",
+        sequence=sequence,
+        array=acquired.image,
+        axes=("y", "x"),
+        affine=np.eye(4),
+        acquired_ns=0,
+        received_ns=0,
+        position=Position(slice=slice_index),
+        attachments={"kspace": acquired.kspace, "ky": acquired.ky},
+    )
+
+
+def never() -> dict[str, float]:
+    """Thresholds that nothing exceeds: to measure only."""
+    return dict.fromkeys(default_thresholds(RULES), np.inf)
+
+
+def measure_scene(scene: Scene, seed: int, net: Network | None) -> dict[str, tuple[dict[str, float], Acquired]]:
+    """Return what is measured of a clean frame ("") and of each fault, each after the same clean frames."""
+    rng = np.random.default_rng([seed, 11])
+    settled = MrFaults(never(), net)
+    for sequence in range(2 * N_BEFORE):  # two slices: a slice's dropout shows against the other
+        settled.judge(frame_of(acquire(scene, rng), sequence, sequence % 2))
+    found = {}
+    for fault in ("", *RULE_OF):
+        detector, acquired = copy.deepcopy(settled, {id(net): net}), acquire(scene, rng, fault)
+        detector.judge(frame_of(acquired, 2 * N_BEFORE))
+        found[fault] = (dict(detector.measured), acquired)
+    return found
+
+
+def auroc_table(n_scenes: int, net: Network | None) -> list[dict[str, Any]]:
+    """One row for each fault."""
+    peer = OneClass([features_of(acquire(trained_scene(3, i), np.random.default_rng([3, i]))) for i in range(80)])
+    measured: dict[str, list[tuple[dict[str, float], float]]] = {}
+    for number in range(n_scenes):
+        for fault, (values, acquired) in measure_scene(held_out_scene(5, number), number, net).items():
+            measured.setdefault(fault, []).append((values, peer.score(features_of(acquired))))
+    rows = []
+    for fault, rule in RULE_OF.items():
+        row: dict[str, Any] = {"fault": fault, "rule": rule, "scenes": n_scenes}
+        scores = [np.array([[v.get(rule, 0.0) for v, _ in measured[of]]]) for of in ("", fault)]
+        row["auroc_rule"] = auroc(*(score[0] for score in scores))
+        if net is not None and fault in NETWORK_CLASSES:
+            odds = [np.array([[v.get(f"network_{fault}", -99.0) for v, _ in measured[of]]]) for of in ("", fault)]
+            row["auroc_network"] = auroc(*(odd[0] for odd in odds))
+            scores = [np.concatenate(pair) for pair in zip(scores, odds, strict=True)]
+        row["auroc_either"] = auroc(*(either(scores[0], score) for score in scores))
+        row["auroc_peer"] = auroc(*([score for _, score in measured[of]] for of in ("", fault)))
+        rows.append(row)
+    return rows
+
+
+def either(clean: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return for each frame the larger of the parts of clean frames below its scores: rule or network, whichever."""
+    below = (clean[:, None, :] < scores[:, :, None]).mean(axis=2)
+    return np.asarray(below.max(axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """A beating chest of its own size and place, in a scanner of 8 coils at acceleration 2."""
+
+    scenes: list[Scene]  # one for each phase of the heart
+
+    @classmethod
+    def draw(cls, number: int, coils: Coils, n_phases: int = 24, px: int = 112) -> Patient:
+        """Draw one; all of a site's patients lie in the same coils."""
+        scenes = []
+        noise = float(np.random.default_rng([21, number]).uniform(0.015, 0.035))
+        for phase in range(n_phases):
+            rng = np.random.default_rng([22, number])  # the same fit for every phase
+            scenes.append(Scene(fit(rng, cine_image(phase, (192, 192)), (px, px)), coils, noise, 2))
+        return cls(scenes)
+
+    def frames(self, n: int, seed: int, fault: str = "", begin: int = 0) -> Iterator[Acquired]:
+        """Give n frames; from `begin` on with a fault that is drawn anew in each."""
+        rng = np.random.default_rng(seed)
+        first = self.scenes[0]
+        for i in range(n):
+            scene = self.scenes[i % len(self.scenes)]
+            object.__setattr__(scene, "_unmixing", first._unmixing)  # weights of the first frame, as in a real scan
+            yield acquire(scene, rng, fault if i >= begin else "")
+
+
+def commissioned(coils: Coils, net: Network | None, n_patients: int = 12, n_frames: int = 100) -> Setup:
+    """Thresholds that `nearscan commission` would set from these patients."""
+    rules = tuple(default_thresholds(RULES))
+    rows = []
+    for number in range(n_patients):
+        detector = MrFaults(default_thresholds(RULES), net)
+        for sequence, acquired in enumerate(Patient.draw(1000 + number, coils).frames(n_frames, 1000 + number)):
+            detector.judge(frame_of(acquired, sequence))
+            rows.append([detector.measured.get(rule, np.nan) for rule in rules])
+    return learn_setup(Measurements("benchmark", rules, np.array(rows, np.float32)), RULES, 1e-4)
+
+
+def false_alarms(coils: Coils, limits: Mapping[str, float], net: Network | None, n_frames: int) -> dict[str, Any]:
+    """Alarms by vote, and single findings, in clean frames of patients that commissioning did not see."""
+    per_patient, findings, alarms = 500, Counter[str](), 0
+    for number in range(max(1, n_frames // per_patient)):
+        detector, log = MrFaults(limits, net), EventLog()
+        for sequence, acquired in enumerate(Patient.draw(number, coils).frames(per_patient, number)):
+            log.record(sequence, 0, detector.judge(frame_of(acquired, sequence)))
+        findings.update(log.status()["findings"])
+        alarms += sum(event["alarm"] for event in log.status()["events"])
+    return {"clean_frames": max(1, n_frames // per_patient) * per_patient, "alarms": alarms, "findings": dict(findings)}
+
+
+def time_to_alarm(
+    coils: Coils, limits: Mapping[str, float], net: Network | None, n_trials: int
+) -> list[dict[str, Any]]:
+    """Frames from the first faulty one to the alarm, counting it; None where ten frames bring none."""
+    rows = []
+    for fault in RULE_OF:
+        if fault == "slice_dropout":
+            continue  # needs several slices; by the same votes
+        taken = [_alarm_after(Patient.draw(500 + t, coils), limits, net, fault, t) for t in range(n_trials)]
+        within = sum(n is not None and n <= 3 for n in taken)
+        rows.append({"fault": fault, "trials": n_trials, "within_3": within, "frames": taken})
+    return rows
+
+
+def _alarm_after(
+    patient: Patient, limits: Mapping[str, float], net: Network | None, fault: str, seed: int
+) -> int | None:
+    detector, log, begin = MrFaults(limits, net), EventLog(), 12
+    for sequence, acquired in enumerate(patient.frames(begin + 10, seed, fault, begin)):
+        told = log.record(sequence, 0, detector.judge(frame_of(acquired, sequence)))
+        if any(finding.severity == "alarm" for finding in told) and sequence >= begin:
+            return sequence - begin + 1
+    return None
+
+
+class RealScene(Scene):
+    """A measured slice as a scene: its coils' images are the truth."""
+
+    @cached_property
+    def maps(self) -> Kspace:
+        return np.asarray(to_image(real_slice()) / np.maximum(self.truth, 1e-12), np.complex64)
+
+
+def real_kspace(net: Network | None) -> list[dict[str, Any]]:
+    """The semi-real brain slice with noise of its level: clean, then three frames with each fault."""
+    kspace = real_slice()
+    corner = np.concatenate([kspace[:, :12, :24].ravel(), kspace[:, -12:, -24:].ravel()])
+    noise = float(np.std(corner.view(np.float32)))
+    truth = np.sqrt((np.abs(to_image(kspace)) ** 2).sum(axis=0)).astype(np.float32)
+    rows = []
+    for acceleration in (1, 2):
+        scene = RealScene(truth, Coils.draw(np.random.default_rng(0), len(kspace)), noise, acceleration)
+        for fault in ("", *(f for f in RULE_OF if f not in ("wrap", "slice_dropout"))):
+            detector, log, rng = MrFaults(default_thresholds(RULES), net), EventLog(), np.random.default_rng(1)
+            kinds: list[set[str]] = []
+            for sequence in range(15):
+                acquired = acquire(scene, rng, fault if sequence >= 12 else "")
+                kinds.append({f.kind for f in log.record(sequence, 0, detector.judge(frame_of(acquired, sequence)))})
+            found = [bool(k & FINDS.get(fault, set())) for k in kinds[12:]]
+            rows.append(
+                {"fault": fault or "none", "acceleration": acceleration, "found_of_3": sum(found)}
+                | {"findings_before": sum(bool(k) for k in kinds[:12]), "told": sorted(set().union(*kinds[12:]))}
+            )
+    return rows
+
+
+def real_slices(net: Network | None) -> dict[str, Any]:
+    """The real T1 slices: as images, and as anatomy in simulated coils; findings with default thresholds."""
+    slices = dicom_slices(T1_FILE)
+    told: Counter[str] = Counter()
+    detector = MrFaults(default_thresholds(RULES), net)
+    for n, image in enumerate(slices):
+        given = Acquired(np.zeros((1, 1, 1), np.complex64), np.arange(1), image)
+        bare = frame_of(given, n, n)
+        told.update(f"image {f.kind}" for f in detector.judge(Frame(**{**bare.__dict__, "attachments": {}})))
+    for n, image in enumerate(slices[6:-6]):
+        truth = np.ascontiguousarray(image[::2, ::2] / np.percentile(image, 99))
+        scene = Scene(truth, Coils.draw(np.random.default_rng(n), 8), 0.02, 1 + n % 2)
+        detector, rng = MrFaults(default_thresholds(RULES), net), np.random.default_rng(n)
+        for sequence in range(6):
+            told.update(f"k-space {f.kind}" for f in detector.judge(frame_of(acquire(scene, rng), sequence)))
+    return {"images": len(slices), "frames_from_kspace": 6 * len(slices[6:-6]), "findings": dict(told)}
+
+
+def speed(net: Network | None) -> dict[str, float]:
+    """Milliseconds of CPU per 8-coil 256² frame: rules, and rules with the network."""
+    scene = Scene(cine_image(0), Coils.draw(np.random.default_rng(1), 8), 0.02, 1)
+    frames = [acquire(scene, np.random.default_rng(i)) for i in range(8)]
+    result = {}
+    for name, used in (("rules_ms", None), *([("rules_and_network_ms", net)] if net else [])):
+        detector, times = MrFaults(default_thresholds(RULES), used), []
+        for sequence in range(60):
+            given = frame_of(frames[sequence % 8], sequence)
+            started = time.process_time()
+            detector.judge(given)
+            times.append(1e3 * (time.process_time() - started))
+        result[name] = statistics.median(times[10:])
+    return result
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Tables for people."""
+    print(f"\nAUROC on {results['auroc'][0]['scenes']} held-out scenes; peer: {PEER}")
+    print(f"{'fault':>14} {'rule':>14} {'rule':>8} {'network':>8} {'either':>8} {'peer':>8}")
+    for row in results["auroc"]:
+        network_auroc = f"{row['auroc_network']:8.4f}" if "auroc_network" in row else f"{'-':>8}"
+        rule, both, peer = (f"{row[key]:8.4f}" for key in ("auroc_rule", "auroc_either", "auroc_peer"))
+        print(f"{row['fault']:>14} {row['rule']:>14} {rule} {network_auroc} {both} {peer}")
+    clean = results["false_alarms"]
+    print(f"\nafter commissioning: {clean['alarms']} alarms in {clean['clean_frames']} clean frames")
+    print(f"single findings in them: {clean['findings'] or 'none'}")
+    print(f"\n{'lasting fault':>14} {'alarm within 3 frames':>22}   frames to alarm")
+    for row in results["time_to_alarm"]:
+        print(f"{row['fault']:>14} {row['within_3']:>10} of {row['trials']:<8}   {row['frames']}")
+    if "real_kspace" in results:
+        print(f"\n{'real k-space':>14}  R  found of 3  findings in 12 clean frames before   told")
+        for row in results["real_kspace"]:
+            print(
+                f"{row['fault']:>14} {row['acceleration']:2d} {row['found_of_3']:11d} {row['findings_before']:38d}   "
+                f"{', '.join(row['told'])}"
+            )
+    if "real_slices" in results:
+        print(f"\nreal T1 slices, clean: {results['real_slices']}")
+    print(f"\n8 coils, 256²: {', '.join(f'{name} {value:.2f}' for name, value in results['speed'].items())}")
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes for the AUROC")
+    parser.add_argument("--clean-frames", type=int, default=10_000, help="for the false alarms")
+    parser.add_argument("--trials", type=int, default=10, help="lasting faults of each kind")
+    parser.add_argument("--model", default="", help="also measure this network, as trained by training.mr_faults")
+    given = parser.parse_args()
+    described = machine()
+    print(", ".join(f"{key} {value}" for key, value in described.items()), flush=True)
+    net, coils = network(given.model), Coils.draw(np.random.default_rng(77), 8)
+    results: dict[str, Any] = {"speed": speed(net), "auroc": auroc_table(given.scenes, net)}
+    setup = commissioned(coils, net)
+    limits = default_thresholds(RULES) | {name: learnt.threshold for name, learnt in setup.rules.items()}
+    results["thresholds"] = {name: round(value, 3) for name, value in limits.items()}
+    results["time_to_alarm"] = time_to_alarm(coils, limits, net, given.trials)
+    if REAL_FILE.exists():
+        results["real_kspace"] = real_kspace(net)
+    if T1_FILE.exists():
+        results["real_slices"] = real_slices(net)
+    results["false_alarms"] = false_alarms(coils, limits, net, given.clean_frames)
+    print_results(results)
+    if given.json:
+        given.json.write_text(json.dumps({"machine": described, **results}, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
