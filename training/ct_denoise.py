@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train models/ct-denoise: `python -m training.ct_denoise --series ct_head_ge.tar.xz`, half an hour on one core.
 
-Writes the ONNX file, the golden inputs and outputs, and the card with measured figures. `--reduced` trains a tenth
-as long and prints what that reaches.
+Begins with the weights of models/mr-denoise: after 1,000 steps the error is an eighth lower than without. Writes the
+ONNX file, the golden inputs and outputs, and the card with measured figures. `--reduced` trains a sixteenth as long
+and prints what that reaches.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ import numpy as np
 import torch
 
 from appliance.imaging.remove_noise import MOST_SIGMA
-from appliance.inference.card import Input, Output, Training
+from appliance.inference.card import Input, Output, Training, read_model, shipped_models
 from appliance.inference.golden import plain_inputs
-from training.low_dose_ct import draw_beam, hu_phantom, scan_low_dose
+from training.low_dose_ct import draw_beam, draw_scan, hu_phantom, scan_low_dose
 from training.patches import add_lesions
 from training.train import train
-from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
+from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, take_weights, to_onnx
 from training.validate_ct import HELD_OUT, validate_ct
 from training.write_model import arguments, write_model
 
 SEED = 2
-N_IMAGES, IMAGE_PX = 160, 256
+BEGIN_WITH = "mr-denoise"
+N_IMAGES, IMAGE_PX = 192, 256
 BATCH, PATCH_PX = 16, 64
 SCALE_HU = 1000.0
-STEPS, REDUCED_STEPS = 6_000, 600
+STEPS, REDUCED = 14_000, 16
 LEARNING_RATE = 2e-3
 GOLDEN_PX = (96, 80)
 TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of 1000 HU; bf16 has 8 bits of mantissa, and bone reaches 1.5
@@ -47,9 +49,7 @@ class Bodies(NamedTuple):
 
 def _scan(number: int) -> np.ndarray:
     rng = np.random.default_rng([SEED, number])
-    truth = hu_phantom(rng, IMAGE_PX)
-    beam, pixel_mm, level_hu = draw_beam(rng, IMAGE_PX), rng.uniform(0.5, 1.4), np.exp(rng.uniform(*np.log([5, 60])))
-    (scan,) = scan_low_dose(rng, truth, beam, pixel_mm, level_hu)
+    scan = draw_scan(rng, number, float(np.exp(rng.uniform(*np.log([5, 60])))))
     return np.stack([scan.truth, scan.noise, scan.level]) / np.float32(SCALE_HU)
 
 
@@ -81,6 +81,13 @@ def draw_batch(pool: Bodies, rng: torch.Generator) -> tuple[torch.Tensor, torch.
     guess = level.mean((1, 2, 3), keepdim=True) * torch.exp(0.2 * torch.randn(BATCH, 1, 1, 1, generator=rng))
     known = torch.rand(BATCH, 1, 1, 1, generator=rng) < 0.5
     return truth, torch.where(known, level, guess), truth + noise
+
+
+def begin() -> UNet:
+    """Return the network that knows edges and even tissue from magnitude images."""
+    net = UNet()
+    take_weights(net, read_model(BEGIN_WITH, shipped_models()).onnx)
+    return net
 
 
 def error_of(net: UNet, rng: torch.Generator, pool: Bodies) -> torch.Tensor:
@@ -119,9 +126,11 @@ def draft_card(minutes: float) -> dict[str, Any]:
         "version": "1",
         "what": "Names the noise in a CT image in HU: a U-Net of 520,000 weights on every second pixel.",
         "use": "research use only, not for diagnosis",
-        "trained_on": f"{N_IMAGES} simulated bodies of air, lung, fat, soft tissue and bone, each with the noise of a "
-        "parallel-beam scan of 360 views: Poisson and electronic in the counts, reconstructed with kernels between "
+        "trained_on": f"{N_IMAGES} simulated bodies of air, lung, fat, soft tissue and bone, one in three of even "
+        "tissues, each with the noise of a parallel-beam scan of 360 views: Poisson and electronic in the counts, "
+        "reconstructed with kernels between "
         "smooth and sharp; 0 to 90 HU at the median of the body; half of the patches with small disks. "
+        f"Began with the weights of {BEGIN_WITH}, version {read_model(BEGIN_WITH, shipped_models()).card.version}. "
         "No patient data.",
         "limits": [
             "Trained on simulated images only; measured on the sets below and nothing else.",
@@ -157,8 +166,8 @@ def main() -> None:
     given = arguments(__doc__ or "", series=True)
     start = time.monotonic()
     pool = make_pool(N_IMAGES // 8 if given.reduced else N_IMAGES)
-    steps = REDUCED_STEPS if given.reduced else STEPS
-    net = train(UNet, partial(error_of, pool=pool), steps, LEARNING_RATE, SEED)
+    steps = STEPS // REDUCED if given.reduced else STEPS
+    net = train(begin, partial(error_of, pool=pool), steps, LEARNING_RATE, SEED)
     draft = draft_card((time.monotonic() - start) / 60)
     measure = partial(validate_ct, series=given.series, multiple_px=MULTIPLE_PX)
     write_model(given.folder, to_onnx(net, "ct-denoise"), draft, golden_inputs(), TOLERANCE, measure, met(pool))

@@ -8,6 +8,7 @@ References: Whiting et al. 2006, doi:10.1118/1.2230762 (counts); Hsieh 2009, Com
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +17,10 @@ from scipy.ndimage import gaussian_filter
 
 from training.dead_leaves import dead_leaves
 from training.parallel_beam import Beam, beam_for, project, reconstruct, reconstructed_variance
+from training.phantoms import random_phantom
 
 Image = NDArray[np.float32]
+Kind = Callable[[np.random.Generator, int], Image]  # grey values, the brightest tissue near 1
 
 WATER_PER_MM = 0.0193  # linear attenuation at 70 keV, the mean of 120 kV behind a body (NIST XCOM)
 ELECTRONIC_COUNTS = 8.0  # standard deviation of the detector's own noise, in photons
@@ -44,9 +47,9 @@ def to_attenuation(hu: Image, pixel_mm: float) -> Image:
     return np.asarray(np.maximum(hu / 1000 + 1, 0) * WATER_PER_MM * pixel_mm, np.float32)
 
 
-def hu_phantom(rng: np.random.Generator, size: int) -> Image:
+def hu_phantom(rng: np.random.Generator, size: int, kind: Kind = dead_leaves) -> Image:
     """Return a body of air, lung, fat, soft tissue and bone, (size, size), HU; half of them end within the image."""
-    leaves = dead_leaves(rng, size)
+    leaves = kind(rng, size)
     shift = rng.uniform(-0.15, 0.15)  # more bone, or more air
     body = np.interp(leaves + shift * (leaves > 0), _LEAF, _TISSUE_HU)
     contrast = rng.uniform(0.2, 1.2)  # soft tissues differ by 20 to 100 HU
@@ -83,3 +86,10 @@ def scan_low_dose(
         scans.append(LowDose(truth, noise, level))
     per_hu = np.float32(1000 / (WATER_PER_MM * pixel_mm))
     return [replace(scan, noise=scan.noise * per_hu, level=scan.level * per_hu) for scan in scans]
+
+
+def draw_scan(rng: np.random.Generator, number: int, level_hu: float, size: int = 256) -> LowDose:
+    """Return one scan of a body of which every third has even tissues, with one of the many kernels and pixel sizes."""
+    truth = hu_phantom(rng, size, random_phantom if number % 3 == 0 else dead_leaves)
+    (scan,) = scan_low_dose(rng, truth, draw_beam(rng, size), rng.uniform(0.5, 1.4), level_hu)
+    return scan

@@ -18,7 +18,7 @@ from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from training.dicom_slices import dicom_slices
-from training.low_dose_ct import LowDose, draw_beam, hu_phantom, scan_low_dose
+from training.low_dose_ct import LowDose, draw_scan, scan_low_dose
 from training.parallel_beam import beam_for
 
 Image = NDArray[np.float32]
@@ -57,14 +57,10 @@ def known_level(scan: LowDose) -> float:
     return float(np.sqrt(np.mean(scan.level[body_of(scan.truth)] ** 2)))
 
 
-def simulated(level_hu: float, n: int = 4) -> list[LowDose]:
+def simulated(level_hu: float, n: int = 6) -> list[LowDose]:
     """Return held-out bodies at one level, 256 × 256."""
-    scans = []
-    for i in range(n):
-        rng = np.random.default_rng([2, HELD_OUT + i])
-        truth = hu_phantom(rng, 256)
-        scans += scan_low_dose(rng, truth, draw_beam(rng, 256), rng.uniform(0.5, 1.4), level_hu)
-    return scans
+    numbers = range(HELD_OUT, HELD_OUT + n)
+    return [draw_scan(np.random.default_rng([2, number]), number, level_hu) for number in numbers]
 
 
 def real(series: Path, level_hu: float) -> list[LowDose]:
