@@ -32,7 +32,6 @@ from training import validate_ct, validate_us
 from training.low_dose_ct import scan_low_dose
 from training.mha import mha_frames
 from training.parallel_beam import beam_for
-from training.speckle import Probe, Tissue, show
 from training.validate_ct import PEAK_HU, clean_hu, known_level
 from training.validate_us import WHITE, clean_display
 
@@ -42,6 +41,7 @@ Filter = Callable[[Image, float], Image]
 SHARED = Path("../shared/data")
 HEAD = SHARED / "series/ct_head_ge.tar.xz"
 SPINE = SHARED / "us_tracked/TestImages/SpinePhantomFreehand.igs.mha"
+ANGLES_DEG = (0, 20, 40)  # of needles, from across the beam
 APART_PX = 24  # lesions
 DIAMETERS_PX, CONTRASTS = (2, 4, 6), (1.0, 2.0, 4.0)
 
@@ -166,38 +166,20 @@ def us_quality(ours: Ours) -> list[dict[str, Any]]:
 
 
 def needle_and_cyst(ours: Ours) -> list[dict[str, Any]]:
-    """A needle's height and width in the result, and the contrast to noise of a cyst."""
-    y, x = np.mgrid[:256, :256].astype(np.float32)
-    cyst = np.hypot(y - 180, x - 70) < 30
-    tissue = Tissue(
-        np.where(cyst, np.float32(0.25), np.float32(1)), (10 * np.exp(-2 * (y - 90) ** 2)).astype(np.float32)
-    )
-    probe = Probe(1.3, (2.0, 3.5), 60.0, 36.0, 5.0, -10.0)
-    shown, truth = (WHITE * image for image in show(np.random.default_rng(8), tissue, probe))
-    level = 5.57 / probe.range_db * WHITE
+    """A needle's height and width in the result, at several angles, and the contrast to noise of a cyst."""
+    filters: dict[str, Filter] = {"noisy": lambda s, _l: s, "ours": ours.display, **validate_us.PEERS}
+    scenes = {angle: validate_us.needle_display(angle) for angle in ANGLES_DEG}
     rows = []
-    filters: dict[str, Filter] = {"truth": lambda *_: truth, "noisy": lambda s, _l: s, "ours": ours.display}
-    for name, clean in {**filters, **validate_us.PEERS}.items():
-        image = clean(shown, level)
-        profile = image[75:106, 20:236].mean(axis=1)
-        inside, outside = image[cyst & (np.hypot(y - 180, x - 70) < 24)], image[160:200, 140:220]
-        cnr = abs(outside.mean() - inside.mean()) / np.sqrt(outside.var() + inside.var() + 1e-9)
-        rows.append(
-            {
-                "filter": name,
-                "needle_grey": round(float(profile.max() - np.median(profile)), 1),
-                "needle_width_px": round(_width(profile), 2),
-                "cyst_contrast_to_noise": round(float(cnr), 2),
-            }
-        )
+    for name in ("truth", *filters):
+        row: dict[str, Any] = {"filter": name}
+        for angle, scene in scenes.items():
+            image = scene.truth if name == "truth" else filters[name](scene.shown, scene.level)
+            grey, width_px = validate_us.needle_profile(image, angle)
+            row |= {f"grey_{angle}_deg": round(grey, 1), f"px_{angle}_deg": round(width_px, 1)}
+        inside, outside = image[validate_us.cyst_of(24)], image[160:220, 20:100]
+        row["cyst_cnr"] = round(float((outside.mean() - inside.mean()) / np.hypot(outside.std(), inside.std())), 2)
+        rows.append(row)
     return rows
-
-
-def _width(profile: NDArray[np.floating[Any]]) -> float:
-    """Full width at half height over the median, linear between pixels."""
-    high = profile - np.median(profile)
-    fine = np.interp(np.arange(0, len(high) - 1, 0.01), np.arange(len(high)), high)
-    return float(np.count_nonzero(fine > high.max() / 2) / 100)
 
 
 def speed(ct: Ours) -> list[dict[str, Any]]:

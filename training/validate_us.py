@@ -11,19 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter, uniform_filter
+from scipy.ndimage import map_coordinates, median_filter, uniform_filter
 from skimage.restoration import denoise_nl_means
 
 from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from appliance.ultrasound.speckle import estimate_speckle
-from training.speckle import LOG_RAYLEIGH_DB, draw_probe, draw_tissue, show
+from training.speckle import LOG_RAYLEIGH_DB, Probe, Tissue, draw_probe, draw_tissue, show
 
 Image = NDArray[np.float32]
 Run = Callable[..., tuple[Image, ...]]
 
 WHITE = 255.0
+NEEDLE = (100, 110)  # a pixel that it runs through
 HELD_OUT = 1_000_000  # displays from this number on were never trained on
 _US = DOMAINS["us-log"]
 _PEER = "non-local means (scikit-image, patch 7, distance 11, h 0.8 sigma, sigma known)"
@@ -52,6 +53,33 @@ def displays(n: int = 12) -> list[Display]:
         shown, truth = show(rng, draw_tissue(rng, 256), probe)
         made.append(Display(WHITE * truth, np.rint(WHITE * shown), WHITE * LOG_RAYLEIGH_DB / probe.range_db))
     return made
+
+
+def needle_display(angle_deg: float, seed: int = 8) -> Display:
+    """Return even tissue, 256 × 256, with a cyst and a needle of one pixel's width, as `needle_profile` expects it."""
+    y, x = np.mgrid[:256, :256].astype(np.float32)
+    across = (y - NEEDLE[0]) * np.cos(np.radians(angle_deg)) - (x - NEEDLE[1]) * np.sin(np.radians(angle_deg))
+    diffuse = np.where(cyst_of(30), np.float32(0.25), np.float32(1))
+    probe = Probe(1.3, (2.0, 3.5), range_db=60.0, gain_db=36.0, attenuation_db=5.0, floor_db=-10.0)
+    needle = np.where(cyst_of(45), 0, 10 * np.exp(-2 * across**2)).astype(np.float32)
+    shown, truth = show(np.random.default_rng(seed), Tissue(diffuse, needle), probe)
+    return Display(WHITE * truth, np.rint(WHITE * shown), WHITE * LOG_RAYLEIGH_DB / probe.range_db)
+
+
+def cyst_of(radius_px: float) -> NDArray[np.bool_]:
+    """Return where the cyst of `needle_display` lies, or what is within or about it."""
+    y, x = np.ogrid[:256, :256]
+    return np.asarray(np.hypot(y - 190, x - 190) < radius_px)
+
+
+def needle_profile(image: Image, angle_deg: float) -> tuple[float, float]:
+    """Return (height in grey levels over the tissue beside it, full width at half of that in pixels) of the needle."""
+    c, s = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
+    along, across = np.arange(-70, 71)[:, None], np.arange(-15, 15.05, 0.1)
+    lines = map_coordinates(image, [NEEDLE[0] + along * s + across * c, NEEDLE[1] + along * c - across * s], order=1)
+    profile = lines.mean(axis=0)
+    profile = profile - np.median(profile)
+    return float(profile.max()), float(np.count_nonzero(profile > profile.max() / 2) * 0.1)
 
 
 def psnr_db(image: Image, truth: Image) -> float:
