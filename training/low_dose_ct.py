@@ -88,8 +88,7 @@ def scan_low_dose(
     return [replace(scan, noise=scan.noise * per_hu, level=scan.level * per_hu) for scan in scans]
 
 
-def draw_scan(rng: np.random.Generator, number: int, level_hu: float, size: int = 256) -> LowDose:
-    """Return one scan of a body of which every third has even tissues, with one of the many kernels and pixel sizes."""
-    truth = hu_phantom(rng, size, random_phantom if number % 3 == 0 else dead_leaves)
-    (scan,) = scan_low_dose(rng, truth, draw_beam(rng, size), rng.uniform(0.5, 1.4), level_hu)
-    return scan
+def draw_scans(rng: np.random.Generator, number: int, level_hu: float, n_scans: int = 1) -> list[LowDose]:
+    """Return scans of one body, 256 × 256, with one of the many kernels and pixel sizes; every third body is even."""
+    truth = hu_phantom(rng, 256, random_phantom if number % 3 == 0 else dead_leaves)
+    return scan_low_dose(rng, truth, draw_beam(rng, 256), rng.uniform(0.5, 1.4), level_hu, n_scans)

@@ -18,7 +18,7 @@ from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from training.dicom_slices import dicom_slices
-from training.low_dose_ct import LowDose, draw_scan, scan_low_dose
+from training.low_dose_ct import LowDose, draw_scans, scan_low_dose
 from training.parallel_beam import beam_for
 
 Image = NDArray[np.float32]
@@ -60,7 +60,7 @@ def known_level(scan: LowDose) -> float:
 def simulated(level_hu: float, n: int = 6) -> list[LowDose]:
     """Return held-out bodies at one level, 256 × 256."""
     numbers = range(HELD_OUT, HELD_OUT + n)
-    return [draw_scan(np.random.default_rng([2, number]), number, level_hu) for number in numbers]
+    return [scan for n in numbers for scan in draw_scans(np.random.default_rng([2, n]), n, level_hu)]
 
 
 def real(series: Path, level_hu: float) -> list[LowDose]:
