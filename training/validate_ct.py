@@ -85,28 +85,39 @@ def validation_sets(series: Path | None, level_hu: float) -> Iterator[tuple[str,
     scans = simulated(level_hu)
     yield f"held-out simulated bodies, {len(scans)} of 256 x 256", scans
     if series is not None:
-        scans = real(series, level_hu)
-        yield f"CT head of {series.name}, {len(scans)} slices, their own noise counted as truth", scans
+        yield real_set(series, level_hu)
+
+
+def real_set(series: Path, level_hu: float) -> tuple[str, list[LowDose]]:
+    """Return (what it is, its scans) of real slices."""
+    scans = real(series, level_hu)
+    return f"CT head of {series.name}, {len(scans)} slices, their own noise counted as truth", scans
 
 
 def validate_ct(run: Run, series: Path | None, multiple_px: int) -> list[Validation]:
-    """Return one row for each kind of image, noise level, and way to know the noise level."""
-    rows = []
-    for level_hu in LEVELS_HU:
-        for what, scans in validation_sets(series, level_hu):
-            noisy, known, estimated, peer = np.mean([_compare(run, s, multiple_px) for s in scans], axis=0).tolist()
-            for how, model in (("map known", known), ("estimated", estimated)):
-                rows.append(
-                    Validation(
-                        data=f"{what}; peak 1000 HU; noise level {how}",
-                        noise_percent=100 * level_hu / PEAK_HU,
-                        noisy_db=round(noisy, 2),
-                        model_db=round(model, 2),
-                        other=_PEER,
-                        other_db=round(peer, 2),
-                    )
-                )
-    return rows
+    """Return two rows for each noise level and kind of image."""
+    return [
+        row
+        for level_hu in LEVELS_HU
+        for what, scans in validation_sets(series, level_hu)
+        for row in validate_set(run, what, scans, level_hu, multiple_px)
+    ]
+
+
+def validate_set(run: Run, what: str, scans: list[LowDose], level_hu: float, multiple_px: int) -> list[Validation]:
+    """Return one row for each way to know the noise level: a map, or an estimate."""
+    noisy, known, estimated, peer = np.mean([_compare(run, scan, multiple_px) for scan in scans], axis=0).tolist()
+    return [
+        Validation(
+            data=f"{what}; peak 1000 HU; noise level {how}",
+            noise_percent=100 * level_hu / PEAK_HU,
+            noisy_db=round(noisy, 2),
+            model_db=round(model, 2),
+            other=_PEER,
+            other_db=round(peer, 2),
+        )
+        for how, model in (("map known", known), ("estimated", estimated))
+    ]
 
 
 def _compare(run: Run, scan: LowDose, multiple_px: int) -> list[float]:
