@@ -13,13 +13,13 @@ from appliance.buffer import NewInstance
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 
 
-def ct(number, series=SERIES, **attributes):
-    """A CT slice of 4 rows and 6 columns that holds its own number."""
+def ct(number, series=SERIES, sop_class=CTImageStorage, **attributes):
+    """A CT slice (or another image) of 4 rows and 6 columns that holds its own number."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, f"{series}.{number}"
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
+    ds.SOPClassUID, ds.SOPInstanceUID = sop_class, f"{series}.{number}"
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = sop_class, ds.SOPInstanceUID
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality, ds.InstanceNumber = STUDY, series, "CT", number
     ds.PatientName, ds.PatientID = "Muster^Erika", "SECRET-4711"
     ds.ImagePositionPatient, ds.ImageOrientationPatient = [-10.0, -20.0, 5.0 * number], [1, 0, 0, 0, 1, 0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def dicom_slices(archive: Path) -> NDArray[np.float32]:
-    """Return float32 (slice, y, x). Files that are no DICOM (licences) are left out."""
+    """Return float32 (slice, y, x), rescaled (PS3.3 C.11.1): CT in HU. What is no DICOM (licences) is left out."""
     slices: dict[int, NDArray[np.float32]] = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -21,5 +21,7 @@ def dicom_slices(archive: Path) -> NDArray[np.float32]:
             data = content.read() if content else b""
             if data[128:132] == b"DICM":
                 ds = pydicom.dcmread(io.BytesIO(data))
-                slices[int(ds.InstanceNumber)] = ds.pixel_array.astype(np.float32)
+                slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+                pixels = ds.pixel_array.astype(np.float32)
+                slices[int(ds.InstanceNumber)] = pixels * np.float32(slope or 1) + np.float32(intercept or 0)
     return np.stack([slices[number] for number in sorted(slices)])

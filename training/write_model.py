@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference import drift
 from appliance.inference.card import Card, Detection, Golden, Validation
@@ -68,10 +69,10 @@ def write_model(
 
 
 def _reference(card: Card, run: Run, met: Sequence[tuple[Array, float]]) -> drift.Reference:
-    multiple = card.input.multiple_px
+    multiple, domain = card.input.multiple_px, DOMAINS[card.input.domain].scaled()
     results = []
     for image, level in met:
         memory = np.zeros(card.memory.shape(*image.shape), np.float32) if card.memory else None
-        results.append(remove_noise(image, level, 1.0, run, memory, multiple_px=multiple).image)
+        results.append(remove_noise(image, level, 1.0, run, memory, multiple_px=multiple, domain=domain).image)
     images, levels = [image for image, _ in met], [np.float32(level) for _, level in met]
     return drift.Reference.model_validate(drift.reference(images, results, levels))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the noise that a model names out of a magnitude image, and never more than was there.
+"""Take the noise that a model names out of an image, and never more than was there.
 
 Reference: Zhang, Zuo, Zhang 2018 (FFDNet), doi:10.1109/TIP.2018.2839891.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from appliance.arrays import namespace
 from appliance.frames import Array
+from appliance.imaging.denoise_domains import DOMAINS, Domain
 
 MOST_SIGMA = 4.0  # a change beyond this is not noise
 
@@ -30,11 +31,12 @@ def remove_noise(
     memory: Array | None = None,
     strength: float = 1.0,
     multiple_px: int = 1,
+    domain: Domain = DOMAINS["mr-magnitude"],
 ) -> Cleaned:
     """Return `image` less the noise that the model `run` names, as new float32 array on the same device.
 
     At most four standard deviations are taken away or added: where there is no noise nothing changes, and no
-    structure can appear that is larger than the noise was. Nor does a pixel go below zero, which a magnitude cannot.
+    structure can appear that is larger than the noise was. Nor does a pixel leave the range of its `domain`.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ def remove_noise(
     memory : of the frame before at this place, for the padded size; zeros at first.
     strength : part of the noise to take out, 0 to 1.
     multiple_px : sides that the model takes are multiples of this; others are mirrored at the end.
+    domain : what kind of image it is: a magnitude cannot go below zero, Hounsfield units can.
     """
     xp = namespace(image)
     level = xp.maximum(xp.asarray(noise_level, dtype=xp.float32), 0)
@@ -54,6 +57,5 @@ def remove_noise(
         both = xp.pad(both, [(0, 0), *((0, n) for n in missing)], mode="reflect")
     noise, *rest = run(both[None]) if memory is None else run(both[None], memory)
     noise = noise[0, 0, : image.shape[0], : image.shape[1]] * xp.float32(scale)
-    most = MOST_SIGMA * level
-    result = image - xp.float32(strength) * xp.clip(noise, -most, xp.minimum(most, xp.abs(image)))
+    result = image - xp.float32(strength) * domain.limited(image, noise, MOST_SIGMA * level)
     return Cleaned(result, rest[0] if rest else None)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import appliance
 from appliance.errors import ModelError
+from appliance.imaging.denoise_domains import DomainName
 from appliance.inference.backend import Precision, Shape, Shapes, Signature
 from appliance.inference.drift import Reference
 from appliance.inference.golden import Case, read_golden
@@ -51,6 +52,7 @@ class Input(_Part):
     name: Text
     channels: tuple[Text, ...] = Field(min_length=1)
     scaling: Text
+    domain: DomainName = Field("mr-magnitude", description="what kind of image: decides scale, noise estimate, range")
     smallest_px: int = Field(ge=1)
     typical_px: int = Field(ge=1)
     largest_px: int = Field(ge=1)

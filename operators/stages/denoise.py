@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the noise out of magnitude images with a shipped model.
+"""Take the noise out of MR magnitude, CT or ultrasound images with a shipped model of that kind.
 
 In:  (y, x) float32, any device; attachments["noise_map"] (y, x), standard deviation in image units, if known
 Out: (y, x) float32, same device
@@ -20,7 +20,7 @@ from appliance.arrays import namespace
 from appliance.context import Context
 from appliance.errors import StageError
 from appliance.frames import IMAGE_AXES, Array, Frame, Scan, read_only
-from appliance.imaging.noise import estimate_noise
+from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.drift_watch import Drift, open_drift
 from appliance.inference.open_model import LiveModel, open_model
@@ -48,6 +48,7 @@ class Denoise:
     def __init__(self, settings: Settings, model: LiveModel, drift: Drift) -> None:
         self._settings = settings
         self._live, self._drift = model, drift
+        self._domain = DOMAINS[model.card.input.domain]
         self._scale = 0.0  # until a frame decides
         self._scan_id = ""
         self._noise_level = 0.0
@@ -58,6 +59,9 @@ class Denoise:
             raise StageError(
                 f"denoise: expected axes {IMAGE_AXES}, got {scan.axes}; put reconstruct first", scan.scan_id
             )
+        if scan.modality != self._domain.modality:
+            name, modality = self._live.card.name, self._domain.modality
+            raise StageError(f"denoise: {name} is for {modality}, got {scan.modality}; name another", scan.scan_id)
         self._scan_id = scan.scan_id
         if None not in scan.shape:
             self._check_size(scan.shape)
@@ -75,7 +79,7 @@ class Denoise:
             return frame
         self._check_size(frame.array.shape)
         image, level = frame.array, self._level(frame)
-        brightest = self._scale or max(0.0, float(namespace(image).percentile(image, 99.5)))  # 0.0 also for NaN
+        brightest = self._scale or self._domain.first_scale(image)
         scale = brightest or 1.0  # an empty frame has none …
         place = (frame.position.slice, frame.position.contrast, frame.position.set)
         result, memory = remove_noise(
@@ -86,6 +90,7 @@ class Denoise:
             self._memory(place, image),
             self._settings.strength,
             self._live.card.input.multiple_px,
+            self._domain,
         )
         if not bool(namespace(result).isfinite(result).all()):
             raise StageError(
@@ -99,7 +104,7 @@ class Denoise:
     def _level(self, frame: Frame) -> Array | float:
         level = frame.attachments.get("noise_map")
         if level is None:
-            self._noise_level = estimate_noise(frame.array)
+            self._noise_level = self._domain.estimate(frame.array)
             return self._noise_level
         if level.shape != frame.array.shape:
             raise StageError(

@@ -54,8 +54,8 @@ def test_no_shipped_model_was_worse_than_its_input_where_it_was_tried(path):
 
 def test_a_missing_card_names_the_models_that_are_there(folder):
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    assert refusal(folder, "ct-denoise") == (
-        f"{folder}/ct-denoise.yaml: no such model card; models in this folder: {known}"
+    assert refusal(folder, "pet-denoise") == (
+        f"{folder}/pet-denoise.yaml: no such model card; models in this folder: {known}"
     )
 
 
@@ -114,9 +114,9 @@ def test_a_card_that_points_outside_its_folder(folder):
 
 def test_a_card_under_another_name(folder):
     """Alarms and results would name the wrong model."""
-    shutil.copy(folder / "mr-denoise.yaml", folder / "ct-denoise.yaml")
-    assert refusal(folder, "ct-denoise") == (
-        f"{folder}/ct-denoise.yaml: is the card of 'mr-denoise'; give the file that name"
+    shutil.copy(folder / "mr-denoise.yaml", folder / "pet-denoise.yaml")
+    assert refusal(folder, "pet-denoise") == (
+        f"{folder}/pet-denoise.yaml: is the card of 'mr-denoise'; give the file that name"
     )
 
 

@@ -171,8 +171,10 @@ def test_sizes_the_model_was_not_made_for(context, shape):
 
 
 def test_a_missing_model(context):
-    with pytest.raises(ModelError, match=r"/ct-denoise\.yaml: no such model card; models in this folder: mr-denoise"):
-        make(Settings(model="ct-denoise"), context)
+    with pytest.raises(
+        ModelError, match=r"/pet-denoise\.yaml: no such model card; models in this folder: ct-denoise, mr-denoise"
+    ):
+        make(Settings(model="pet-denoise"), context)
 
 
 def test_status_and_provenance(context):
