@@ -26,10 +26,10 @@ from training.validate_us import HELD_OUT, validate_us
 from training.write_model import arguments, write_model
 
 SEED = 3
-N_IMAGES, IMAGE_PX = 240, 256
+N_IMAGES, IMAGE_PX = 480, 256
 BATCH, PATCH_PX = 16, 64
-STEPS, REDUCED_STEPS = 6_000, 600
-LEARNING_RATE = 2e-3
+STEPS, REDUCED_STEPS = 12_000, 1_500
+LEARNING_RATE = 1e-3
 GOLDEN_PX = (96, 80)
 TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}  # of white; bf16 has 8 bits of mantissa
 
