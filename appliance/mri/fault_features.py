@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.mri.consistency import expected_lines, fit_weights
 from appliance.mri.rules import Floats, Kspace
 
 SIZE_PX = 96
@@ -19,6 +18,8 @@ LARGEST = 5.0  # of any channel
 N_CHANNELS = 5
 CENTRE_LINES, CENTRE_COLUMNS, MOST_COILS = 64, 24, 6  # of k-space, for how lines follow from each other
 MIN_CENTRE = 8
+
+REGULARISATION = 1e-3  # of the mean eigenvalue
 
 
 def fault_features(image: Floats, kspace: Kspace) -> NDArray[np.float32]:
@@ -96,3 +97,28 @@ def _largest(array: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     for step in range(1, int((last - first).max()) + 1):
         np.maximum(out, array.take(np.minimum(first + step, last), axis), out=out)
     return out
+
+
+def fit_weights(centre: Kspace) -> NDArray[np.complex64]:
+    """Return weights, (2 * 3 * coil, coil), from `centre` (coil, line, column) of the usual frame."""
+    sources, targets = _neighbours(centre), _inner(centre)
+    normal = sources.conj().T @ sources
+    normal[np.diag_indices(len(normal))] += REGULARISATION * np.trace(normal).real / len(normal) + 1e-30
+    return np.asarray(np.linalg.solve(normal, sources.conj().T @ targets), np.complex64)
+
+
+def _inner(centre: Kspace) -> Kspace:
+    return centre[:, 1:-1, 1:-1].reshape(len(centre), -1).T
+
+
+def _neighbours(centre: Kspace) -> Kspace:
+    """Three samples on the line before and on the line after, of every coil: (sample, 2 * 3 * coil)."""
+    n_lines, n_columns = centre.shape[1] - 2, centre.shape[2] - 2
+    shifted = [centre[:, i : i + n_lines, j : j + n_columns] for i in (0, 2) for j in (0, 1, 2)]
+    return np.concatenate(shifted).reshape(6 * len(centre), -1).T
+
+
+def expected_lines(centre: Kspace, weights: NDArray[np.complex64]) -> Kspace:
+    """Return what the inner samples of `centre` should be by their neighbours, (coil, line - 2, column - 2)."""
+    n_coils, n_lines, n_columns = centre.shape
+    return np.asarray((_neighbours(centre) @ weights).T.reshape(n_coils, n_lines - 2, n_columns - 2))

@@ -14,9 +14,9 @@ from appliance.faults.detector import Rule
 from appliance.frames import Finding, Frame, Scan
 from appliance.mri import quality
 from appliance.mri.baseline import Baseline, Baselines, Levels, measure
-from appliance.mri.consistency import find_inconsistency, find_odd_even_ghost
+from appliance.mri.consistency import find_displacement, find_motion, find_odd_even_ghost
 from appliance.mri.image_quality import find_ghosting, find_unusable_image, find_wrap, judge_image
-from appliance.mri.line_quality import find_displacement, find_line_drop, find_zipper
+from appliance.mri.line_quality import find_line_drop, find_zipper
 from appliance.mri.rules import RULES, Bools, Found, Kspace
 from appliance.mri.second_opinion import Network, find_by_network, log_odds, with_opinion
 
@@ -122,22 +122,18 @@ class MrFaults:
         if snr and not quality.any_signal(levels):
             return snr
         signal = self._take("signal_drop", quality.find_signal_drop, levels, baseline, limit["signal_drop"])
-        n_columns = raw.shape[2]
-        moved = self._take(
-            "displacement", find_displacement, levels, imaging_ky, n_columns, baseline, limit["displacement"]
-        )
-        return moved + (signal or snr) + self._judge_lines(imaging_ky, baseline, levels)
+        return self._compare(imaging_ky, raw.shape[2], levels) + (signal or snr)
 
-    def _judge_lines(self, ky: NDArray[np.int64], baseline: Baseline, levels: Levels) -> list[Finding]:
-        """Judge how the lines fit each other, once the scan has shown how they usually do."""
-        if levels.fit is None or baseline.residual is None or baseline.turn is None or baseline.block is None:
-            self.unchecked += ["motion", "odd_even"]
+    def _compare(self, ky: NDArray[np.int64], n_columns: int, levels: Levels) -> list[Finding]:
+        """Judge how the lines compare with those of the last clean frames."""
+        limit, comparison = self._thresholds, levels.comparison
+        if comparison is None:
+            self.unchecked += ["displacement", "motion", "odd_even"]
             return []
-        inner = ky[baseline.block[1]][1:-1]
-        usual, usual_turn = baseline.residual * baseline.noise_gain(levels), np.angle(baseline.turn)
-        found = self._take("motion", find_inconsistency, levels.fit, usual, inner, self._thresholds["motion"])
-        ghost = self._take("odd_even", find_odd_even_ghost, levels.fit, usual_turn, self._thresholds["odd_even"])
-        return ghost or found  # a ghost of odd and even lines says more
+        moved = self._take("displacement", find_displacement, comparison, ky, n_columns, limit["displacement"])
+        motion = self._take("motion", find_motion, comparison, ky, limit["motion"])
+        ghost = self._take("odd_even", find_odd_even_ghost, comparison, limit["odd_even"])
+        return moved + (motion or ghost)  # motion also turns odd lines against even ones
 
     def _told_apart(self, key: Hashable, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Say "slice dropout" where a slice lost signal and the others did not."""

@@ -28,13 +28,15 @@ RULES: Mapping[str, Rule] = {
     "clipping": Rule("values at the same largest magnitude", 3.0, 3.0),
     "line_drop": Rule("signal of the lines beside one, times its own", 3.0, 1.5),
     "wrap": Rule("signal at both ends of the field of view along y, part of the body's", 0.35, 0.05),
-    "motion": Rule("lines that do not fit their neighbours, times the usual difference", 2.5, 1.3),
+    "motion": Rule(
+        "signal of some lines that differs from the last frames otherwise than the whole, part of it", 0.3, 0.1
+    ),
     "odd_even": Rule("ghost of the phase between odd and even lines, part of the body's signal", 0.1, 0.02),
     "ghosting": Rule("signal half a field of view beside the body, part of the body's", 0.08, 0.03),
     "signal_drop": Rule("part of the usual signal that is lost", 0.25, 0.1),
     "slice_dropout": Rule("part of a slice's usual signal that is lost, against the other slices", 0.4, 0.1),
     "low_snr": Rule("loss against the usual SNR, dB", 6.0, 2.0),
-    "displacement": Rule("shift against the usual frame, pixels", 3.0, 0.5),
+    "displacement": Rule("shift against the last frames, pixels", 3.0, 0.5),
     "frozen": Rule("data that repeats the frame before"),
     **{f"network_{name}": Rule(f"the network's log odds of {name}", 6.0, 1.0) for name in NETWORK_CLASSES},
 }
