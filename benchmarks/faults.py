@@ -7,7 +7,7 @@
    was trained on): the rule's measurement, the network's log odds, either of them (its rank among
    clean frames), and the peer, which sees the image only.
 2. Alarms in clean frames after commissioning: `nearscan commission`'s own arithmetic on frames of some patients, then
-   other patients of the same setup, 500 frames of a beating heart each.
+   other patients of the same setup, 500 frames each of a beating heart, breathing and a contrast agent.
 3. Frames from the beginning of a lasting fault to its alarm, with the same thresholds.
 4. Real data where it is there: clean and with faults planted into the real k-space.
 5. Time per 8-coil 256² frame on one core (CPU time of this process, so that other work does not count).
@@ -47,11 +47,11 @@ from appliance.frames import Frame, Position
 from appliance.inference.open_model import open_model
 from appliance.mri.faults import MrFaults
 from appliance.mri.fourier import to_image
-from appliance.mri.phantom import cine_image
+from appliance.mri.phantom import BREATH_FRAMES, cine_image
 from appliance.mri.rules import NETWORK_CLASSES, RULES
 from benchmarks.grappa import REAL_FILE, machine, real_slice
 from training.dicom_slices import dicom_slices
-from training.fault_scenes import features_of, fit, held_out_scene, trained_scene
+from training.fault_scenes import features_of, held_out_scene, placed, trained_scene
 from training.simulate_faults import Acquired, Coils, Kspace, Scene, acquire
 from training.validate_faults import PEER, OneClass, auroc
 
@@ -71,6 +71,8 @@ RULE_OF = {
     "low_snr": "low_snr",
 }
 FINDS = {fault: {fault, rule} for fault, rule in RULE_OF.items()}
+BLOOD, UPTAKE, UPTAKE_FRAMES = 0.9, 0.5, 240  # of the cine phantom; part of its signal; wash in and out
+BREATH_PX = 1.0  # of 112
 N_BEFORE = 7  # clean frames before the fault
 T1_FILE = Path("../shared/data/series/mr_t1_siemens_HFS.tar.xz")
 Network = Callable[[Any], Any]
@@ -148,26 +150,31 @@ def either(clean: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """A beating chest of its own size and place, in a scanner of 8 coils at acceleration 2."""
+    """A chest of its own size and place in a scanner of 8 coils at acceleration 2; nothing about it is a fault.
 
-    scenes: list[Scene]  # one for each phase of the heart
+    It beats and breathes as the cine phantom does, which moves the heart; breathing also moves the whole chest by up
+    to BREATH_PX along y; and a contrast agent brightens the blood by up to UPTAKE, and leaves again.
+    """
 
-    @classmethod
-    def draw(cls, number: int, coils: Coils, n_phases: int = 24, px: int = 112) -> Patient:
-        """Draw one; all of a site's patients lie in the same coils."""
-        scenes = []
-        noise = float(np.random.default_rng([21, number]).uniform(0.015, 0.035))
-        for phase in range(n_phases):
-            rng = np.random.default_rng([22, number])  # the same fit for every phase
-            scenes.append(Scene(fit(rng, cine_image(phase, (192, 192)), (px, px)), coils, noise, 2))
-        return cls(scenes)
+    number: int
+    coils: Coils  # all of a site's patients lie in the same
+
+    @cached_property
+    def _noise(self) -> float:
+        return float(np.random.default_rng([21, self.number]).uniform(0.015, 0.035))
+
+    def _scene(self, i: int) -> Scene:
+        image = cine_image(i, (192, 192))
+        image = image * (1 + UPTAKE * np.sin(np.pi * i / UPTAKE_FRAMES) ** 2 * (image > BLOOD)).astype(np.float32)
+        down = BREATH_PX * np.sin(2 * np.pi * i / BREATH_FRAMES)
+        truth = placed(np.random.default_rng([22, self.number]), image, (112, 112), down)
+        return Scene(truth, self.coils, self._noise, 2)
 
     def frames(self, n: int, seed: int, fault: str = "", begin: int = 0) -> Iterator[Acquired]:
         """Give n frames; from `begin` on with a fault that is drawn anew in each."""
-        rng = np.random.default_rng(seed)
-        first = self.scenes[0]
+        rng, first = np.random.default_rng(seed), self._scene(0)
         for i in range(n):
-            scene = self.scenes[i % len(self.scenes)]
+            scene = self._scene(i)
             object.__setattr__(scene, "_unmixing", first._unmixing)  # weights of the first frame, as in a real scan
             yield acquire(scene, rng, fault if i >= begin else "")
 
@@ -178,7 +185,7 @@ def commissioned(coils: Coils, net: Network | None, n_patients: int = 12, n_fram
     rows = []
     for number in range(n_patients):
         detector = MrFaults(default_thresholds(RULES), net)
-        for sequence, acquired in enumerate(Patient.draw(1000 + number, coils).frames(n_frames, 1000 + number)):
+        for sequence, acquired in enumerate(Patient(1000 + number, coils).frames(n_frames, 1000 + number)):
             detector.judge(frame_of(acquired, sequence))
             rows.append([detector.measured.get(rule, np.nan) for rule in rules])
     return learn_setup(Measurements("benchmark", rules, np.array(rows, np.float32)), RULES, 1e-4)
@@ -189,7 +196,7 @@ def false_alarms(coils: Coils, limits: Mapping[str, float], net: Network | None,
     per_patient, findings, alarms = 500, Counter[str](), 0
     for number in range(max(1, n_frames // per_patient)):
         detector, log = MrFaults(limits, net), EventLog()
-        for sequence, acquired in enumerate(Patient.draw(number, coils).frames(per_patient, number)):
+        for sequence, acquired in enumerate(Patient(number, coils).frames(per_patient, number)):
             log.record(sequence, 0, detector.judge(frame_of(acquired, sequence)))
         findings.update(log.status()["findings"])
         alarms += sum(event["alarm"] for event in log.status()["events"])
@@ -204,7 +211,7 @@ def time_to_alarm(
     for fault in RULE_OF:
         if fault == "slice_dropout":
             continue  # needs several slices; by the same votes
-        taken = [_alarm_after(Patient.draw(500 + t, coils), limits, net, fault, t) for t in range(n_trials)]
+        taken = [_alarm_after(Patient(500 + t, coils), limits, net, fault, t) for t in range(n_trials)]
         within = sum(n is not None and n <= 3 for n in taken)
         rows.append({"fault": fault, "trials": n_trials, "within_3": within, "frames": taken})
     return rows

@@ -61,14 +61,22 @@ def held_out_scene(seed: int, number: int) -> Scene:
 
 
 def fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Image:
-    """Return `image` turned, scaled a little, moved, and sampled to `shape`, with air where it ends."""
+    """Return `image` as `placed`, its brighter tissue near 1."""
+    fitted = placed(rng, image, shape)
+    return np.asarray(fitted / max(float(np.percentile(fitted[fitted > 0.05], 95)), 1e-3), np.float32)
+
+
+def placed(rng: np.random.Generator, image: Image, shape: tuple[int, int], down: float = 0.0) -> Image:
+    """Return `image` turned, scaled a little, moved, and sampled to `shape`, `down` by pixels of it; air where it ends.
+
+    Drawn from `rng`, so that the frames of one patient lie alike.
+    """
     angle, zoom = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.25)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([zoom * image.shape[0] / shape[0], zoom * image.shape[1] / shape[1]])
     centre = (np.array(image.shape) - 1) / 2 + rng.uniform(-0.04, 0.04, 2) * image.shape
-    offset = centre - matrix @ ((np.array(shape) - 1) / 2)
-    fitted = affine_transform(image, matrix, offset, shape, order=1)
-    return np.asarray(fitted / max(float(np.percentile(fitted[fitted > 0.05], 95)), 1e-3), np.float32)
+    offset = centre - matrix @ ((np.array(shape) - 1) / 2 + np.array([down, 0]))
+    return np.asarray(affine_transform(image, matrix, offset, shape, order=1), np.float32)
 
 
 def features_of(acquired: Acquired) -> NDArray[np.float32]:

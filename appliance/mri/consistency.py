@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from appliance.frames import Finding
 from appliance.mri.rules import Floats, Found, Kspace
 
-RUNS = (24, 8, 3)  # a run of lines is such a part of them: a jump leaves a long one, breathing short ones
+RUN_PART = 8  # a run of lines is such a part of them: a jump leaves longer ones, breathing hardly shorter ones
 FEWEST_LINES = 4  # of a run
-OVER_CHANCE = 40.0  # signal of a run over what noise makes of it by chance; with less, less is said of it
+OVER_CHANCE = 60.0  # power of a run over what noise makes of it by chance, …
+SIGNAL_PART = 0.01  # … and part of the whole signal that it holds; of a run with less, less is said
 SLOPE_LINES, SLOPE_COLUMNS = 32, 16  # to each side of the strongest sample, where the phase of a shift is looked for
 MIN_SIDE = 8  # lines and columns; fewer do not tell
 
@@ -32,7 +33,8 @@ class Comparison(NamedTuple):
     per_line: float  # phase from line to line and from column to column, rad, of a shift …
     per_column: float
     odd_even: float  # … and between odd and even lines, rad
-    runs: list[tuple[int, Floats]]  # length of runs of lines; for each run, by its first line, the part that differs
+    differs: Floats  # (run,): part of the signal of each run of lines, by its first line
+    n_lines: int  # of a run
 
     def shift(self, ky: NDArray[np.int64], n_columns: int) -> tuple[float, float]:
         """Return the shift along x and y in pixels of the acquired matrix, whose lines are `ky`."""
@@ -56,10 +58,12 @@ def compare_lines(block: Kspace, usual: Kspace, noise: Floats, usual_noise: floa
     odd_even = _odd_even_phase(straight)
     sign = np.arange(n_lines) % 2 - 0.5
     power = _mean_power(block, usual, n_columns * float(noise.sum()), usual_noise)
-    chance = OVER_CHANCE * np.sqrt(n_columns * np.square(noise).sum())
+    chance = float(np.sqrt(n_columns * np.square(noise).sum()))
+    n_run = max(FEWEST_LINES, n_lines // RUN_PART)
+    enough = max(OVER_CHANCE * np.sqrt(n_run) * chance, SIGNAL_PART * float(power.sum()))
     fits = (straight * np.exp(-1j * odd_even * sign), cross.sum(axis=1))  # shifted as a whole, or not at all
-    each = [_misfit(power, fit, chance) for fit in fits]
-    return Comparison(per_line, per_column, odd_even, min(each, key=_largest))
+    differs = min((_differs(power, fit, n_run, enough) for fit in fits), key=np.max)
+    return Comparison(per_line, per_column, odd_even, differs, n_run)
 
 
 def _slopes(cross: NDArray[np.complexfloating[Any, Any]]) -> tuple[float, float]:
@@ -88,33 +92,24 @@ def _mean_power(block: Kspace, usual: Kspace, noise: float, usual_noise: float) 
     return np.asarray((now / level + before * level) / 2)
 
 
-def _misfit(power: Floats, fit: NDArray[np.complexfloating[Any, Any]], chance: float) -> list[tuple[int, Floats]]:
+def _differs(power: Floats, fit: NDArray[np.complexfloating[Any, Any]], n_run: int, enough: float) -> Floats:
     """Part of the power of each run that differs: 0 the same, 1 nothing alike, 2 the opposite."""
     along = (fit * np.exp(-1j * np.angle(fit.sum()))).real
-    runs = []
-    for part in RUNS:
-        length = max(FEWEST_LINES, len(power) // part)
-        sums = [np.convolve(values, np.ones(length), "valid") for values in (power, power - along)]
-        runs.append((length, sums[1] / np.maximum(sums[0], chance * np.sqrt(length))))
-    return runs
-
-
-def _largest(runs: list[tuple[int, Floats]]) -> float:
-    return max(float(parts.max()) for _, parts in runs)
+    whole, other = (np.convolve(values, np.ones(n_run), "valid") for values in (power, power - along))
+    return np.asarray(other / np.maximum(whole, enough))
 
 
 def find_motion(comparison: Comparison, ky: NDArray[np.int64], limit: float) -> Found:
     """Find lines that differ from the usual ones otherwise than the whole frame. `ky` (line,)."""
-    length, parts = max(comparison.runs, key=lambda run: float(run[1].max()))
-    first = int(parts.argmax())
-    measured = float(parts[first])
+    first = int(comparison.differs.argmax())
+    measured = float(comparison.differs[first])
     if measured <= limit:
         return measured, []
-    first_line, last_line = int(ky[first]), int(ky[first + length - 1])
+    first_line, last_line = int(ky[first]), int(ky[first + comparison.n_lines - 1])
     message = (
-        f"lines {first_line} to {last_line} do not fit the others: {100 * min(measured, 1):.0f} % of their signal "
-        "differs from the frames before: the patient moved during this frame, or the phase was disturbed; repeat the "
-        "scan if it is to be used"
+        f"lines {first_line} to {last_line} differ by {100 * min(measured, 1):.0f} % from the last frames, and not as "
+        "by a shift of the whole: the patient moved during this frame or turned, or the phase was disturbed; repeat "
+        "the scan if it is to be used"
     )
     where = {"line": first_line, "last_line": last_line}
     return measured, [Finding("motion", message, "warning", measured, limit, where)]

@@ -22,7 +22,7 @@ from appliance.mri.second_opinion import Network, find_by_network, log_odds, wit
 
 KSPACE_AXES = ("coil", "ky", "kx")
 WITHOUT_KSPACE = ("ghosting", "signal_drop", "slice_dropout", "frozen")
-LASTING = ("signal_drop", "low_snr", "displacement")  # a change that lasts becomes the new normal
+LASTING = ("signal_drop", "low_snr", "displacement", "motion")  # a change that lasts becomes the new normal
 
 
 class MrFaults:
