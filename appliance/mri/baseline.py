@@ -146,7 +146,8 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
     comparison = None
     if baseline.usual is not None and baseline.recent is not None and baseline.block and known and np.isfinite(energy):
         coils, _ = baseline.block
-        comparison = compare_lines(block, baseline.recent, noise[coils], RECENT_NOISE)
+        usual_noise = baseline.usual[len(noise) : 2 * len(noise)]  # known better
+        comparison = compare_lines(block, baseline.recent, np.maximum(noise, usual_noise)[coils], RECENT_NOISE)
     return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse, block, comparison)
 
 

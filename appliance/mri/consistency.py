@@ -21,8 +21,8 @@ from appliance.mri.rules import Floats, Found, Kspace
 
 RUN_PART = 8  # a run of lines is such a part of them: a jump leaves longer ones, breathing hardly shorter ones
 FEWEST_LINES = 4  # of a run
-OVER_CHANCE = 60.0  # power of a run over what noise makes of it by chance, …
-SIGNAL_PART = 0.01  # … and part of the whole signal that it holds; of a run with less, less is said
+OVER_NOISE = 2.0  # power of a run over that of the noise in it, which is known to some percent only, …
+SIGNAL_PART = 0.02  # … and part of the whole signal that it holds; of a run with less, less is said
 SLOPE_LINES, SLOPE_COLUMNS = 32, 16  # to each side of the strongest sample, where the phase of a shift is looked for
 MIN_SIDE = 8  # lines and columns; fewer do not tell
 
@@ -57,10 +57,10 @@ def compare_lines(block: Kspace, usual: Kspace, noise: Floats, usual_noise: floa
     straight = np.exp(-1j * per_line * np.arange(n_lines)) * (cross @ np.exp(-1j * per_column * np.arange(n_columns)))
     odd_even = _odd_even_phase(straight)
     sign = np.arange(n_lines) % 2 - 0.5
-    power = _mean_power(block, usual, n_columns * float(noise.sum()), usual_noise)
-    chance = float(np.sqrt(n_columns * np.square(noise).sum()))
+    line_noise = n_columns * float(noise.sum())
+    power = _mean_power(block, usual, line_noise, usual_noise)
     n_run = max(FEWEST_LINES, n_lines // RUN_PART)
-    enough = max(OVER_CHANCE * np.sqrt(n_run) * chance, SIGNAL_PART * float(power.sum()))
+    enough = max(OVER_NOISE * n_run * line_noise, SIGNAL_PART * float(power.sum()))
     fits = (straight * np.exp(-1j * odd_even * sign), cross.sum(axis=1))  # shifted as a whole, or not at all
     differs = min((_differs(power, fit, n_run, enough) for fit in fits), key=np.max)
     return Comparison(per_line, per_column, odd_even, differs, n_run)

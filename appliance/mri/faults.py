@@ -111,8 +111,7 @@ class MrFaults:
         if levels.sparse or raw.shape[2] < quality.MIN_COLUMNS:
             self._note("spike", None)
         else:
-            floor = max(float(np.sqrt(levels.noise.max())), 1e-5 * float(np.sqrt(levels.signal.max())))
-            spikes = self._take("spike", quality.find_spike, raw, ky, floor, limit["spike"])
+            spikes = self._take("spike", quality.find_spike, raw, ky, ~calibration, levels, baseline, limit["spike"])
             found += [spike for spike in spikes if spike.where["coil"] not in names]
         found += self._take("line_drop", find_line_drop, levels, imaging_ky, limit["line_drop"])
         found += self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
@@ -122,18 +121,19 @@ class MrFaults:
         if snr and not quality.any_signal(levels):
             return snr
         signal = self._take("signal_drop", quality.find_signal_drop, levels, baseline, limit["signal_drop"])
-        return self._compare(imaging_ky, raw.shape[2], levels) + (signal or snr)
+        moved, lines = self._compare(imaging_ky, raw.shape[2], levels)
+        return moved + (signal or snr) + ([] if snr else lines)  # more noise is no motion
 
-    def _compare(self, ky: NDArray[np.int64], n_columns: int, levels: Levels) -> list[Finding]:
-        """Judge how the lines compare with those of the last clean frames."""
+    def _compare(self, ky: NDArray[np.int64], n_columns: int, levels: Levels) -> tuple[list[Finding], list[Finding]]:
+        """Judge how the lines compare with those of the last clean frames: a shift of them all, and what else."""
         limit, comparison = self._thresholds, levels.comparison
         if comparison is None:
             self.unchecked += ["displacement", "motion", "odd_even"]
-            return []
+            return [], []
         moved = self._take("displacement", find_displacement, comparison, ky, n_columns, limit["displacement"])
         motion = self._take("motion", find_motion, comparison, ky, limit["motion"])
         ghost = self._take("odd_even", find_odd_even_ghost, comparison, limit["odd_even"])
-        return moved + (motion or ghost)  # motion also turns odd lines against even ones
+        return moved, motion or ghost  # motion also turns odd lines against even ones
 
     def _told_apart(self, key: Hashable, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Say "slice dropout" where a slice lost signal and the others did not."""
