@@ -27,7 +27,7 @@ RULES: Mapping[str, Rule] = {
     "noisy_coil": Rule("a coil's noise, times its usual noise, against the other coils", 2.0, 1.3),
     "clipping": Rule("values at the same largest magnitude", 3.0, 3.0),
     "line_drop": Rule("signal of the lines beside one, times its own", 3.0, 1.2),
-    "wrap": Rule("signal at both ends of the field of view along y, part of the body's", 0.35, 0.05),
+    "wrap": Rule("signal at both ends of the field of view along y, part of the body's", 0.6, 0.05),
     "motion": Rule("part of the signal of some lines that differs from the last frames, beside a shift", 0.1, 0.03),
     "odd_even": Rule("ghost of the phase between odd and even lines, part of the body's signal", 0.1, 0.02),
     "ghosting": Rule("signal half a field of view beside the body, part of the body's", 0.08, 0.03),
