@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules on how the lines of a frame compare with those of the last clean frames: a shift, motion during it, ghosts.
 
+In the first frames of a scan there are none. Then lines are compared with those beside them: coils see the patient from
+different places, so that a line follows from its neighbours, with weights that depend on the coils only.
+
 A patient who lies elsewhere turns the phase of every line as one shift does. A patient who moved during the frame does
 so for some of its lines only, or turned, and then these lines hold other values. A beating heart, breathing from frame
 to frame and a contrast agent change a small part of each line's signal, and all lines alike.
 
 References: phase and shift, Ehman, Felmlee 1989, DOI 10.1148/radiology.173.1.2781017; the phase between odd and even
-lines, Bruder et al. 1992, DOI 10.1002/mrm.1910230211.
+lines, Bruder et al. 1992, DOI 10.1002/mrm.1910230211; a line from its neighbours, GRAPPA (Griswold et al. 2002, DOI
+10.1002/mrm.10171).
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ RUN_PART = 8  # a run of lines is such a part of them: a jump leaves longer ones
 FEWEST_LINES = 4  # of a run
 OVER_NOISE = 2.0  # power of a run over that of the noise in it, which is known to some percent only, …
 SIGNAL_PART = 0.02  # … and part of the whole signal that it holds; of a run with less, less is said
-SLOPE_LINES, SLOPE_COLUMNS = 32, 16  # to each side of the strongest sample, where the phase of a shift is looked for
+NEAR_LINES, NEAR_COLUMNS = 32, 16  # to each side of the strongest sample, where phases are looked for
 MIN_SIDE = 8  # lines and columns; fewer do not tell
+REGULARISATION = 1e-2  # of the mean eigenvalue
 
 
 class Comparison(NamedTuple):
@@ -68,12 +73,19 @@ def compare_lines(block: Kspace, usual: Kspace, noise: Floats, usual_noise: floa
 
 def _slopes(cross: NDArray[np.complexfloating[Any, Any]]) -> tuple[float, float]:
     """Phase from line to line and from column to column around the strongest sample."""
-    line, column = (int(i) for i in np.unravel_index(int(np.abs(cross).argmax()), cross.shape))
-    rows = slice(max(line - SLOPE_LINES, 0), line + SLOPE_LINES)
-    near = cross[rows, max(column - SLOPE_COLUMNS, 0) : column + SLOPE_COLUMNS]
+    near = cross[_around(np.abs(cross))]
     near = near / np.sqrt(np.abs(near) + 1e-38)  # not that sample alone: its signal changes with every heart beat
     along_y, along_x = (near[1:] * near[:-1].conj()).sum(), (near[:, 1:] * near[:, :-1].conj()).sum()
     return float(np.angle(along_y)), float(np.angle(along_x))
+
+
+def _around(level: Floats) -> tuple[slice, slice]:
+    """Lines and columns around the strongest sample."""
+    line, column = (int(i) for i in np.unravel_index(int(level.argmax()), level.shape))
+    return (
+        slice(max(line - NEAR_LINES, 0), line + NEAR_LINES),
+        slice(max(column - NEAR_COLUMNS, 0), column + NEAR_COLUMNS),
+    )
 
 
 def _odd_even_phase(lines: NDArray[np.complexfloating[Any, Any]]) -> float:
@@ -115,9 +127,34 @@ def find_motion(comparison: Comparison, ky: NDArray[np.int64], limit: float) -> 
     return measured, [Finding("motion", message, "warning", measured, limit, where)]
 
 
-def find_odd_even_ghost(comparison: Comparison, limit: float) -> Found:
-    """Find the phase between odd and even lines, as the level of the ghost that it makes half a field of view away."""
-    phase = abs(comparison.odd_even)
+def phase_by_neighbours(block: Kspace) -> float | None:
+    """Return the phase between odd and even lines of `block` (coil, line, column), -pi/2 … pi/2, from it alone.
+
+    Odd lines follow from even ones with the same weights as even lines from odd ones, but for twice that phase. None
+    with one coil, and where there is too little data.
+    """
+    lines, columns = _around(np.abs(block).sum(axis=0))
+    near = block[:, lines, columns]
+    if len(near) < 2 or min(near.shape[1:]) < 2 * MIN_SIDE:
+        return None
+    weights = [_weights(near, first) for first in (0, 1)]
+    return float(np.angle(np.vdot(*weights))) / 2
+
+
+def _weights(near: Kspace, first: int) -> NDArray[np.complexfloating[Any, Any]]:
+    """By which every second line, from the inner line `first` on, follows from three samples on each line beside it."""
+    n_coils, n_lines, n_columns = near.shape
+    beside = [near[:, i : n_lines - 2 + i, j : n_columns - 2 + j] for i in (0, 2) for j in (0, 1, 2)]
+    sources = np.concatenate(beside)[:, first::2].reshape(6 * n_coils, -1).T
+    targets = near[:, 1:-1, 1:-1][:, first::2].reshape(n_coils, -1).T
+    normal = sources.conj().T @ sources
+    normal[np.diag_indices(len(normal))] += REGULARISATION * np.trace(normal).real / len(normal) + 1e-30
+    return np.asarray(np.linalg.solve(normal, sources.conj().T @ targets))
+
+
+def find_odd_even_ghost(phase: float, limit: float) -> Found:
+    """Find the `phase` between odd and even lines, rad, as the level of the ghost that it makes half a view away."""
+    phase = abs(phase)
     measured = float(np.tan(phase / 2))
     if measured <= limit:
         return measured, []

@@ -14,11 +14,10 @@ from appliance.faults.detector import Rule
 from appliance.frames import Finding, Frame, Scan
 from appliance.mri import quality
 from appliance.mri.baseline import Baseline, Baselines, Levels, measure
-from appliance.mri.consistency import find_displacement, find_motion, find_odd_even_ghost
+from appliance.mri.consistency import find_displacement, find_motion, find_odd_even_ghost, phase_by_neighbours
 from appliance.mri.image_quality import find_ghosting, find_unusable_image, find_wrap, judge_image
 from appliance.mri.line_quality import find_line_drop, find_zipper
 from appliance.mri.rules import RULES, Bools, Found, Kspace
-from appliance.mri.second_opinion import Network, find_by_network, log_odds, with_opinion
 
 KSPACE_AXES = ("coil", "ky", "kx")
 WITHOUT_KSPACE = ("ghosting", "signal_drop", "slice_dropout", "frozen")
@@ -30,9 +29,8 @@ class MrFaults:
 
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
-    def __init__(self, thresholds: Mapping[str, float], network: Network | None = None) -> None:
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
-        self._network = network
         self._baselines = Baselines()
         self._lost: dict[Hashable, float] = {}  # part of the usual signal lost, newest frame of each slice
         self.measured: dict[str, float] = {}
@@ -63,17 +61,7 @@ class MrFaults:
         found = self._judge_raw(frame, kspace, image)
         if image is None or any(finding.severity == "alarm" for finding in found):
             return found
-        if not found:
-            found = self._judge_image(image, raw=kspace is not None)
-        return found if kspace is None else self._ask_network(image, kspace, found)
-
-    def _ask_network(self, image: Any, kspace: Any, found: list[Finding]) -> list[Finding]:
-        """Add the second opinion to what rules found, and what only the network finds."""
-        if self._network is None or image.ndim != 2 or any(finding.severity == "alarm" for finding in found):
-            return found
-        odds = log_odds(self._network, image, to_host(kspace))
-        self.measured |= odds
-        return [with_opinion(f, odds) for f in found] + find_by_network(odds, self._thresholds, found)
+        return found or self._judge_image(image, raw=kspace is not None)
 
     def _judge_raw(self, frame: Frame, kspace: Any, image: Any) -> list[Finding]:
         """Judge the raw data, or the image where there is none, against what is usual."""
@@ -81,7 +69,7 @@ class MrFaults:
         if kspace is None:
             key = (*where, *image.shape)
             found, levels, lost = judge_image(image, self._baselines.get(key), self._thresholds)
-            self.unchecked += [n for n in RULES if n not in WITHOUT_KSPACE and not n.startswith("network")]
+            self.unchecked += [n for n in RULES if n not in WITHOUT_KSPACE]
             self._note("signal_drop", lost)
         else:
             raw, ky, calibration = _raw(frame, kspace)
@@ -129,11 +117,19 @@ class MrFaults:
         limit, comparison = self._thresholds, levels.comparison
         if comparison is None:
             self.unchecked += ["displacement", "motion", "odd_even"]
-            return [], []
+            return [], self._judge_alone(levels)
         moved = self._take("displacement", find_displacement, comparison, ky, n_columns, limit["displacement"])
         motion = self._take("motion", find_motion, comparison, ky, limit["motion"])
-        ghost = self._take("odd_even", find_odd_even_ghost, comparison, limit["odd_even"])
+        ghost = self._take("odd_even", find_odd_even_ghost, comparison.odd_even, limit["odd_even"])
         return moved, motion or ghost  # motion also turns odd lines against even ones
+
+    def _judge_alone(self, levels: Levels) -> list[Finding]:
+        """Judge a frame that there is nothing to compare with: a scan may be bad from its beginning."""
+        phase = None if levels.block is None or levels.sparse else phase_by_neighbours(levels.block)
+        if phase is None:
+            self.unchecked.append("odd_even_first")
+            return []
+        return self._take("odd_even_first", find_odd_even_ghost, phase, self._thresholds["odd_even_first"])
 
     def _told_apart(self, key: Hashable, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Say "slice dropout" where a slice lost signal and the others did not."""
