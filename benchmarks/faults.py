@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from appliance.faults.commissioned import Setup
 from appliance.faults.detector import default_thresholds

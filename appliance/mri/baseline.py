@@ -81,7 +81,8 @@ class Baseline:
     rows: deque[Floats] = field(default_factory=lambda: deque(maxlen=HISTORY_FRAMES))
     usual: Floats | None = None  # median of (signal of each coil, noise of each coil, level, snr_db) …
     spread: Floats | None = None  # … and 1.48 MAD
-    edges: Floats | None = None
+    edges: Floats | None = None  # running means
+    lines: Floats | None = None
     strongest: NDArray[np.intp] | None = None  # lines that carry most of the signal
     block: tuple[NDArray[np.intp], slice] | None = None  # coils and columns of the blocks
     recent: Kspace | None = None  # running mean of the blocks
@@ -91,7 +92,8 @@ class Baseline:
         """Take a clean frame."""
         scalars = [levels.level, levels.snr_db or 0.0]
         self.rows.append(np.concatenate([levels.net, levels.noise, scalars]))
-        self.edges = _running(self.edges, levels.edges, max(1 / SETTLED_FRAMES, 1 / len(self.rows)))
+        part = max(1 / SETTLED_FRAMES, 1 / len(self.rows))
+        self.edges, self.lines = _running(self.edges, levels.edges, part), _running(self.lines, levels.lines, part)
         self.recent = _running(self.recent, levels.block, NEWEST_PART)
         if len(self.rows) >= READY_FRAMES:
             rows = np.stack(self.rows)
@@ -109,7 +111,7 @@ class Baseline:
     def forget(self) -> None:
         """Start anew: what was a change has become the normal state."""
         self.rows.clear()
-        self.usual = self.spread = self.edges = self.recent = None
+        self.usual = self.spread = self.edges = self.lines = self.recent = None
 
 
 def _running(mean: Any, value: Any, part: float) -> Any:

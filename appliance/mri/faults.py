@@ -101,7 +101,7 @@ class MrFaults:
         else:
             spikes = self._take("spike", quality.find_spike, raw, ky, ~calibration, levels, baseline, limit["spike"])
             found += [spike for spike in spikes if spike.where["coil"] not in names]
-        found += self._take("line_drop", find_line_drop, levels, imaging_ky, limit["line_drop"])
+        found += self._take("line_drop", find_line_drop, levels, imaging_ky, baseline, limit["line_drop"])
         found += self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
         if found:
             return found

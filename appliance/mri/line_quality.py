@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from appliance.frames import Finding
-from appliance.mri.baseline import Levels
+from appliance.mri.baseline import Baseline, Levels
 from appliance.mri.rules import Bools, Found, Kspace
 
 ZIPPER_LINES = 64  # outermost lines that are looked at; more only cost time
@@ -51,12 +51,17 @@ def _outer_lines(ky: NDArray[np.int64], imaging: Bools) -> NDArray[np.intp]:
     return np.asarray(far[:: max(1, len(far) // ZIPPER_LINES)])
 
 
-def find_line_drop(levels: Levels, ky: NDArray[np.int64], limit: float) -> Found:
-    """Find the line with the least signal in all coils against the two on each side of it. `ky` as in `levels`."""
+def find_line_drop(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, limit: float) -> Found:
+    """Find the line with the least signal in all coils against the two on each side of it. `ky` as in `levels`.
+
+    Of each line the usual signal is the measure, once that is known: lines of some anatomy have little.
+    """
     if len(ky) < MIN_LINES or levels.sparse:
         return None, []
     noise = np.where(levels.noise > 0, levels.noise, 1.0)
     line = np.sqrt((levels.lines / noise[:, None]).sum(axis=0))
+    if baseline.usual is not None and baseline.lines is not None:
+        line = line / np.maximum(np.sqrt((baseline.lines / noise[:, None]).sum(axis=0)), 1e-38)
     before = np.maximum(line[1:-3], line[:-4])
     after = np.maximum(line[3:-1], line[4:])
     times = np.minimum(before, after) / np.maximum(line[2:-2], line.max() / MOST_TIMES**2)
