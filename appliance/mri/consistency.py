@@ -30,6 +30,7 @@ SIGNAL_PART = 0.02  # … and part of the whole signal that it holds; of a run w
 NEAR_LINES, NEAR_COLUMNS = 32, 16  # to each side of the strongest sample, where phases are looked for
 MIN_SIDE = 8  # lines and columns; fewer do not tell
 REGULARISATION = 1e-2  # of the mean eigenvalue
+FOLLOWS = 0.45  # correlation of lines with what follows from those beside them; with less, phases are chance
 
 
 class Comparison(NamedTuple):
@@ -75,8 +76,9 @@ def _slopes(cross: NDArray[np.complexfloating[Any, Any]]) -> tuple[float, float]
     """Phase from line to line and from column to column around the strongest sample."""
     near = cross[_around(np.abs(cross))]
     near = near / np.sqrt(np.abs(near) + 1e-38)  # not that sample alone: its signal changes with every heart beat
-    along_y, along_x = (near[1:] * near[:-1].conj()).sum(), (near[:, 1:] * near[:, :-1].conj()).sum()
-    return float(np.angle(along_y)), float(np.angle(along_x))
+    along_x = (near[:, 1:] * near[:, :-1].conj()).sum()
+    along_y = (near[2:] * near[:-2].conj()).sum()  # over two lines: odd and even ones may differ
+    return float(np.angle(along_y)) / 2, float(np.angle(along_x))
 
 
 def _around(level: Floats) -> tuple[slice, slice]:
@@ -131,25 +133,34 @@ def phase_by_neighbours(block: Kspace) -> float | None:
     """Return the phase between odd and even lines of `block` (coil, line, column), -pi/2 … pi/2, from it alone.
 
     Odd lines follow from even ones with the same weights as even lines from odd ones, but for twice that phase. None
-    with one coil, and where there is too little data.
+    where lines do not follow from each other well enough: one coil, few coils for the acceleration, too little data.
     """
-    lines, columns = _around(np.abs(block).sum(axis=0))
-    near = block[:, lines, columns]
+    near = block[(slice(None), *_around(np.abs(block).sum(axis=0)))]
     if len(near) < 2 or min(near.shape[1:]) < 2 * MIN_SIDE:
         return None
-    weights = [_weights(near, first) for first in (0, 1)]
-    return float(np.angle(np.vdot(*weights))) / 2
+    (odd, odd_lines), (even, even_lines) = (_beside(near, first) for first in (0, 1))
+    by_odd, by_even = _weights(odd, odd_lines), _weights(even, even_lines)
+    follows = min(_alike(odd @ by_even, odd_lines), _alike(even @ by_odd, even_lines))
+    return float(np.angle(np.vdot(by_even, by_odd))) / 2 if follows > FOLLOWS else None
 
 
-def _weights(near: Kspace, first: int) -> NDArray[np.complexfloating[Any, Any]]:
-    """By which every second line, from the inner line `first` on, follows from three samples on each line beside it."""
+def _beside(near: Kspace, first: int) -> tuple[Kspace, Kspace]:
+    """Three samples on each line beside the inner lines `first`, `first` + 2, … (sample, 6 coil), and they."""
     n_coils, n_lines, n_columns = near.shape
     beside = [near[:, i : n_lines - 2 + i, j : n_columns - 2 + j] for i in (0, 2) for j in (0, 1, 2)]
-    sources = np.concatenate(beside)[:, first::2].reshape(6 * n_coils, -1).T
-    targets = near[:, 1:-1, 1:-1][:, first::2].reshape(n_coils, -1).T
-    normal = sources.conj().T @ sources
+    own = near[:, 1:-1, 1:-1][:, first::2].reshape(n_coils, -1).T
+    return np.concatenate(beside)[:, first::2].reshape(6 * n_coils, -1).T, own
+
+
+def _weights(beside: Kspace, own: Kspace) -> Kspace:
+    normal = beside.conj().T @ beside
     normal[np.diag_indices(len(normal))] += REGULARISATION * np.trace(normal).real / len(normal) + 1e-30
-    return np.asarray(np.linalg.solve(normal, sources.conj().T @ targets))
+    return np.asarray(np.linalg.solve(normal, beside.conj().T @ own))
+
+
+def _alike(one: Kspace, other: Kspace) -> float:
+    """Their correlation, whatever their phase: 1 at most."""
+    return float(abs(np.vdot(one, other)) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-38))
 
 
 def find_odd_even_ghost(phase: float, limit: float) -> Found:
