@@ -57,7 +57,7 @@ def compare_lines(block: Kspace, usual: Kspace, noise: Floats, usual_noise: floa
     """
     if min(block.shape[1:]) < MIN_SIDE or not usual.any():
         return None
-    cross = np.einsum("clx,clx->lx", block, usual.conj())
+    cross = (block * usual.conj()).sum(axis=0)
     per_line, per_column = _slopes(cross)
     n_lines, n_columns = cross.shape
     straight = np.exp(-1j * per_line * np.arange(n_lines)) * (cross @ np.exp(-1j * per_column * np.arange(n_columns)))
