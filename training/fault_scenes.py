@@ -1,32 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes to train fault detection on, and others to measure it on: other anatomy, matrices, coils, acceleration."""
+"""Scenes to measure fault detection on, and others that a one-class score is fitted to."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, uniform_filter, zoom
 from skimage.data import shepp_logan_phantom
 
-from appliance.mri.fault_features import fault_features
 from appliance.mri.phantom import cine_image
-from appliance.mri.rules import NETWORK_CLASSES as CLASSES
-from training.simulate_faults import Acquired, Coils, Image, Scene, acquire, anatomy, ellipses
+from training.simulate_faults import Acquired, Coils, Image, Scene, anatomy, ellipses
 
-CLEAN = (
-    "",
-    "",
-    "",
-    "",
-    "low_snr",
-    "noisy_coil",
-    "spike",
-    "zipper",
-)  # what the network must not take for one of its classes
-CLEAN_PART = 0.35
-
+SIDE_PX, FLOOR = 96, 0.01  # of what a one-class score sees; what is darker than a hundredth looks alike
 N_BODIES, BODY_PX = 100, 128  # each in several scenes: drawing one takes a second
 TRAINED_SIDES = (96, 128, 160, 192)
 TRAINED_COILS = (5, 8, 12)
@@ -61,27 +47,29 @@ def held_out_scene(seed: int, number: int) -> Scene:
 
 
 def fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Image:
-    """Return `image` turned, scaled a little, moved, and sampled to `shape`, with air where it ends."""
-    angle, zoom = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.25)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.diag([zoom * image.shape[0] / shape[0], zoom * image.shape[1] / shape[1]])
-    centre = (np.array(image.shape) - 1) / 2 + rng.uniform(-0.04, 0.04, 2) * image.shape
-    offset = centre - matrix @ ((np.array(shape) - 1) / 2)
-    fitted = affine_transform(image, matrix, offset, shape, order=1)
+    """Return `image` as `placed`, its brighter tissue near 1."""
+    fitted = placed(rng, image, shape)
     return np.asarray(fitted / max(float(np.percentile(fitted[fitted > 0.05], 95)), 1e-3), np.float32)
 
 
-def features_of(acquired: Acquired) -> NDArray[np.float32]:
-    """Return what the network sees, (channel, y, x)."""
-    return np.asarray(fault_features(acquired.image, acquired.kspace)[0])
+def placed(rng: np.random.Generator, image: Image, shape: tuple[int, int], down: float = 0.0) -> Image:
+    """Return `image` turned, scaled a little, moved, and sampled to `shape`, `down` by pixels of it; air where it ends.
+
+    Drawn from `rng`, so that the frames of one patient lie alike.
+    """
+    angle, scale = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.25)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.diag([scale * image.shape[0] / shape[0], scale * image.shape[1] / shape[1]])
+    centre = (np.array(image.shape) - 1) / 2 + rng.uniform(-0.04, 0.04, 2) * image.shape
+    offset = centre - matrix @ ((np.array(shape) - 1) / 2 + np.array([down, 0]))
+    return np.asarray(affine_transform(image, matrix, offset, shape, order=1), np.float32)
 
 
-def samples(scene: Scene, rng: np.random.Generator, n: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Return features (n, channel, y, x) of frames of one scene, and labels (n, class): clean, or one fault."""
-    features, labels = [], np.zeros((n, len(CLASSES)), np.float32)
-    for i in range(n):
-        fault = str(rng.choice(CLEAN)) if rng.uniform() < CLEAN_PART else str(rng.choice(CLASSES))
-        features.append(features_of(acquire(scene, rng, fault)).astype(np.float16))
-        if fault in CLASSES:
-            labels[i, CLASSES.index(fault)] = 1
-    return np.stack(features), labels
+def features_of(acquired: Acquired) -> Image:
+    """Return what a one-class score sees, (1, SIDE_PX, SIDE_PX): the log image, its bright tissue at 0."""
+    image = acquired.image
+    small = zoom(
+        uniform_filter(image, [max(1, n // SIDE_PX) for n in image.shape]), [SIDE_PX / n for n in image.shape], order=1
+    )
+    bright = max(float(np.percentile(small, 98)), 1e-30)
+    return np.asarray(np.log(np.maximum(small, 0) / bright + FLOOR), np.float32)[None]

@@ -137,14 +137,18 @@ class Scene:
 
     @cached_property
     def _unmixing(self) -> Unmixing:
+        return self.calibrate(self.kspace)
+
+    def calibrate(self, full: Kspace) -> Unmixing:
+        """Calibrate on `full` (coil, ky, kx)."""
         middle = self.truth.shape[0] // 2
         block = np.arange(middle - N_CALIBRATION // 2, middle + N_CALIBRATION // 2)
-        noise = _noise(np.random.default_rng(0), self.kspace[:, block].shape, self.noise_std)
-        return calibrate_slice(self._grid, self.kspace[:, block] + noise, block)
+        noise = _noise(np.random.default_rng(0), full[:, block].shape, self.noise_std)
+        return calibrate_slice(self._grid, full[:, block] + noise, block)
 
-    def image(self, lines: Kspace) -> Image:
+    def image(self, lines: Kspace, unmixing: Unmixing | None = None) -> Image:
         """Reconstruct acquired lines as the appliance does."""
-        return magnitude(reconstruct(self._unmixing, self._grid, lines, self.ky))
+        return magnitude(reconstruct(unmixing or self._unmixing, self._grid, lines, self.ky))
 
 
 def acquire(scene: Scene, rng: np.random.Generator, fault: str = "", moved: Kspace | None = None) -> Acquired:
@@ -159,7 +163,8 @@ def acquire(scene: Scene, rng: np.random.Generator, fault: str = "", moved: Kspa
     lines = lines + _noise(rng, lines.shape, noise)
     if fault in RECEIVER:
         lines = RECEIVER[fault](scene, rng, lines)
-    return Acquired(lines, scene.ky, scene.image(lines))
+    own = scene.calibrate(full) if fault == "wrap" else None  # a body that folds over did so in calibration too
+    return Acquired(lines, scene.ky, scene.image(lines, own))
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Kspace:

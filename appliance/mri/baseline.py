@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.mri.consistency import Fit, fit_lines, fit_weights
+from appliance.mri.consistency import Comparison, compare_lines
 from appliance.mri.rules import Bools, Floats, Kspace
 
 HISTORY_FRAMES = 16  # frames that make the running baseline
-MIN_CENTRE = 8  # lines and columns; fewer do not tell the weights
 READY_FRAMES = 3  # before that only the absolute rules judge
 SEEN = 3.0  # usual signal power over noise from which on a loss of it can be told
 MIN_NOISE_SAMPLES = 32  # fewer samples at the edge of k-space do not tell the noise
 SETTLED_FRAMES = 10  # a running mean is one of about so many frames
-CENTRE_LINES, CENTRE_COLUMNS, CENTRE_COILS = 64, 32, 8  # what tells a shift and motion; more only costs time
+BLOCK_COLUMNS, BLOCK_COILS = 64, 8  # of every line, what tells a shift and motion; more only costs time
+NEWEST_PART = 0.6  # of the newest clean frame in the lines to compare with: they are those of the last two or three
+RECENT_NOISE = NEWEST_PART / (2 - NEWEST_PART)  # power of the noise in their mean, part of one frame's
 CLIPPING_LINES = 8  # lines with the largest values, where clipping is looked for
 N_BASELINES = 128  # slice positions, contrasts and sampling patterns that are remembered
 ADOPT_FRAMES = 50  # after so many frames in a row a changed signal level is the new normal
@@ -48,8 +49,8 @@ class Levels:
     signal: Floats  # (coil,): of the strongest lines, noise included
     brightest: NDArray[np.intp]  # lines of the whole frame that hold the largest values
     sparse: bool = False  # most samples within the lines were not acquired
-    centre: Kspace | None = None  # (coil, line, column) of the strongest coils around the strongest sample
-    fit: Fit | None = None  # how its lines fit each other, once that can be told
+    block: Kspace | None = None  # (coil, line, column) of the strongest coils around the strongest column
+    comparison: Comparison | None = None  # with the last clean frames' blocks, once that can be told
 
     @property
     def level(self) -> float:
@@ -80,32 +81,24 @@ class Baseline:
     rows: deque[Floats] = field(default_factory=lambda: deque(maxlen=HISTORY_FRAMES))
     usual: Floats | None = None  # median of (signal of each coil, noise of each coil, level, snr_db) …
     spread: Floats | None = None  # … and 1.48 MAD
-    edges: Floats | None = None
+    edges: Floats | None = None  # running means
+    lines: Floats | None = None
     strongest: NDArray[np.intp] | None = None  # lines that carry most of the signal
-    block: tuple[NDArray[np.intp], slice, slice] | None = None  # where the centre of k-space is
-    centre: Kspace | None = None  # running mean of what is there
-    weights: Kspace | None = None  # by which its lines follow from their neighbours
-    residual: Floats | None = None  # running mean of what does not, for each line …
-    turn: Kspace | None = None  # … and of its phase, as exp(i phase)
-    n_fits: int = 0
+    block: tuple[NDArray[np.intp], slice] | None = None  # coils and columns of the blocks
+    recent: Kspace | None = None  # running mean of the blocks
     last_lines: Floats | None = None  # of the frame before, clean or not
 
     def accept(self, levels: Levels) -> None:
         """Take a clean frame."""
         scalars = [levels.level, levels.snr_db or 0.0]
         self.rows.append(np.concatenate([levels.net, levels.noise, scalars]))
-        self.edges = _running(self.edges, levels.edges, SETTLED_FRAMES)
-        self.centre = _running(self.centre, levels.centre, len(self.rows))
-        if levels.fit is not None:
-            self.n_fits += 1
-            self.residual = _running(self.residual, levels.fit.residual, self.n_fits)
-            self.turn = _running(self.turn, np.exp(1j * levels.fit.turn), self.n_fits)
+        part = max(1 / SETTLED_FRAMES, 1 / len(self.rows))
+        self.edges, self.lines = _running(self.edges, levels.edges, part), _running(self.lines, levels.lines, part)
+        self.recent = _running(self.recent, levels.block, NEWEST_PART)
         if len(self.rows) >= READY_FRAMES:
             rows = np.stack(self.rows)
             self.usual = lower_median(rows)
             self.spread = 1.4826 * lower_median(np.abs(rows - self.usual))
-            if self.weights is None and self.centre is not None and min(self.centre.shape[1:]) >= MIN_CENTRE:
-                self.weights = fit_weights(self.centre)
 
     def kept(self, levels: Levels) -> Floats:
         """Part of its usual signal amplitude that each coil still has, (coil,); 1 where noise would hide a loss."""
@@ -115,27 +108,17 @@ class Baseline:
         known = usual > SEEN * np.maximum(noise, levels.noise)
         return np.sqrt(np.divide(levels.net, usual, out=np.ones(n_coils), where=known))
 
-    def noise_gain(self, levels: Levels) -> float:
-        """Return how many times the usual noise amplitude there is, at least 1; 1 where that is not known."""
-        assert self.usual is not None
-        n_coils = len(levels.noise)
-        usual = float(lower_median(self.usual[n_coils : 2 * n_coils]))
-        now = float(lower_median(levels.noise))
-        return max(float(np.sqrt(now / usual)), 1.0) if usual > 0 else 1.0
-
     def forget(self) -> None:
         """Start anew: what was a change has become the normal state."""
         self.rows.clear()
-        self.usual = self.spread = self.edges = self.centre = self.weights = self.residual = self.turn = None
-        self.n_fits = 0
+        self.usual = self.spread = self.edges = self.lines = self.recent = None
 
 
-def _running(mean: Any, value: Any, n_frames: int) -> Any:
-    """Mean of the first frames, then a running one; `n_frames` counts this one."""
+def _running(mean: Any, value: Any, part: float) -> Any:
+    """Running mean, in which the newest value has a `part`."""
     if mean is None or value is None:
         return value
-    part = np.float32(1 / min(max(n_frames, 2), SETTLED_FRAMES))
-    return (1 - part) * mean + part * value
+    return np.float32(1 - part) * mean + np.float32(part) * value
 
 
 def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Baseline) -> Levels:
@@ -161,25 +144,24 @@ def measure(kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, baseline: Bas
     known = outer.shape[1] * width >= MIN_NOISE_SAMPLES and not sparse
     noise = lower_median(outer.T) if known else np.zeros(len(lines))
     signal = lines[:, baseline.strongest].mean(axis=1)
-    centre = _centre(kspace if imaging.all() else kspace[:, imaging], signal, baseline)
-    fit = None
-    if baseline.weights is not None and not sparse and np.isfinite(energy):
-        fit = fit_lines(centre, baseline.weights)
-    return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse, centre, fit)
+    block = _block(kspace if imaging.all() else kspace[:, imaging], signal, baseline)
+    comparison = None
+    if baseline.usual is not None and baseline.recent is not None and baseline.block and known and np.isfinite(energy):
+        coils, _ = baseline.block
+        usual_noise = baseline.usual[len(noise) : 2 * len(noise)]  # known better
+        comparison = compare_lines(block, baseline.recent, np.maximum(noise, usual_noise)[coils], RECENT_NOISE)
+    return Levels(energy, lines, np.minimum(left, right), noise, signal, brightest, sparse, block, comparison)
 
 
-def _centre(kspace: Kspace, signal: Floats, baseline: Baseline) -> Kspace:
-    """Return what lies around the strongest sample, of the strongest coils: the same place in every frame."""
+def _block(kspace: Kspace, signal: Floats, baseline: Baseline) -> Kspace:
+    """Return the columns around the strongest sample, of the strongest coils: the same place in every frame."""
     if baseline.block is None or not baseline.rows:
         assert baseline.strongest is not None
-        coils = np.sort(np.argsort(signal)[-CENTRE_COILS:])
-        line = int(np.median(baseline.strongest))
-        column = int(np.abs(kspace[:, line]).sum(axis=0).argmax())
-        lines = slice(max(line - CENTRE_LINES // 2, 0), line + CENTRE_LINES // 2)
-        columns = slice(max(column - CENTRE_COLUMNS // 2, 0), column + CENTRE_COLUMNS // 2)
-        baseline.block = coils, lines, columns
-    coils, lines, columns = baseline.block
-    return np.asarray(kspace[coils, lines, columns])
+        coils = np.sort(np.argsort(signal)[-BLOCK_COILS:])
+        column = int(np.abs(kspace[:, int(np.median(baseline.strongest))]).sum(axis=0).argmax())
+        baseline.block = coils, slice(max(column - BLOCK_COLUMNS // 2, 0), column + BLOCK_COLUMNS // 2)
+    coils, columns = baseline.block
+    return np.asarray(kspace[coils, :, columns])
 
 
 class Baselines:

@@ -14,15 +14,14 @@ from appliance.faults.detector import Rule
 from appliance.frames import Finding, Frame, Scan
 from appliance.mri import quality
 from appliance.mri.baseline import Baseline, Baselines, Levels, measure
-from appliance.mri.consistency import find_inconsistency, find_odd_even_ghost
+from appliance.mri.consistency import find_displacement, find_motion, find_odd_even_ghost, phase_by_neighbours
 from appliance.mri.image_quality import find_ghosting, find_unusable_image, find_wrap, judge_image
-from appliance.mri.line_quality import find_displacement, find_line_drop, find_zipper
+from appliance.mri.line_quality import find_line_drop, find_zipper
 from appliance.mri.rules import RULES, Bools, Found, Kspace
-from appliance.mri.second_opinion import Network, find_by_network, log_odds, with_opinion
 
 KSPACE_AXES = ("coil", "ky", "kx")
 WITHOUT_KSPACE = ("ghosting", "signal_drop", "slice_dropout", "frozen")
-LASTING = ("signal_drop", "low_snr", "displacement")  # a change that lasts becomes the new normal
+LASTING = ("signal_drop", "low_snr", "displacement", "motion")  # a change that lasts becomes the new normal
 
 
 class MrFaults:
@@ -30,9 +29,8 @@ class MrFaults:
 
     RULES: ClassVar[Mapping[str, Rule]] = RULES
 
-    def __init__(self, thresholds: Mapping[str, float], network: Network | None = None) -> None:
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
-        self._network = network
         self._baselines = Baselines()
         self._lost: dict[Hashable, float] = {}  # part of the usual signal lost, newest frame of each slice
         self.measured: dict[str, float] = {}
@@ -63,17 +61,7 @@ class MrFaults:
         found = self._judge_raw(frame, kspace, image)
         if image is None or any(finding.severity == "alarm" for finding in found):
             return found
-        if not found:
-            found = self._judge_image(image, raw=kspace is not None)
-        return found if kspace is None else self._ask_network(image, kspace, found)
-
-    def _ask_network(self, image: Any, kspace: Any, found: list[Finding]) -> list[Finding]:
-        """Add the second opinion to what rules found, and what only the network finds."""
-        if self._network is None or image.ndim != 2 or any(finding.severity == "alarm" for finding in found):
-            return found
-        odds = log_odds(self._network, image, to_host(kspace))
-        self.measured |= odds
-        return [with_opinion(f, odds) for f in found] + find_by_network(odds, self._thresholds, found)
+        return found or self._judge_image(image, raw=kspace is not None)
 
     def _judge_raw(self, frame: Frame, kspace: Any, image: Any) -> list[Finding]:
         """Judge the raw data, or the image where there is none, against what is usual."""
@@ -81,7 +69,7 @@ class MrFaults:
         if kspace is None:
             key = (*where, *image.shape)
             found, levels, lost = judge_image(image, self._baselines.get(key), self._thresholds)
-            self.unchecked += [n for n in RULES if n not in WITHOUT_KSPACE and not n.startswith("network")]
+            self.unchecked += [n for n in RULES if n not in WITHOUT_KSPACE]
             self._note("signal_drop", lost)
         else:
             raw, ky, calibration = _raw(frame, kspace)
@@ -111,10 +99,9 @@ class MrFaults:
         if levels.sparse or raw.shape[2] < quality.MIN_COLUMNS:
             self._note("spike", None)
         else:
-            floor = max(float(np.sqrt(levels.noise.max())), 1e-5 * float(np.sqrt(levels.signal.max())))
-            spikes = self._take("spike", quality.find_spike, raw, ky, floor, limit["spike"])
+            spikes = self._take("spike", quality.find_spike, raw, ky, ~calibration, levels, baseline, limit["spike"])
             found += [spike for spike in spikes if spike.where["coil"] not in names]
-        found += self._take("line_drop", find_line_drop, levels, imaging_ky, limit["line_drop"])
+        found += self._take("line_drop", find_line_drop, levels, imaging_ky, baseline, limit["line_drop"])
         found += self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
         if found:
             return found
@@ -122,22 +109,27 @@ class MrFaults:
         if snr and not quality.any_signal(levels):
             return snr
         signal = self._take("signal_drop", quality.find_signal_drop, levels, baseline, limit["signal_drop"])
-        n_columns = raw.shape[2]
-        moved = self._take(
-            "displacement", find_displacement, levels, imaging_ky, n_columns, baseline, limit["displacement"]
-        )
-        return moved + (signal or snr) + self._judge_lines(imaging_ky, baseline, levels)
+        moved, lines = self._compare(imaging_ky, raw.shape[2], levels)
+        return moved + (signal or snr) + ([] if snr else lines)  # more noise is no motion
 
-    def _judge_lines(self, ky: NDArray[np.int64], baseline: Baseline, levels: Levels) -> list[Finding]:
-        """Judge how the lines fit each other, once the scan has shown how they usually do."""
-        if levels.fit is None or baseline.residual is None or baseline.turn is None or baseline.block is None:
-            self.unchecked += ["motion", "odd_even"]
+    def _compare(self, ky: NDArray[np.int64], n_columns: int, levels: Levels) -> tuple[list[Finding], list[Finding]]:
+        """Judge how the lines compare with those of the last clean frames: a shift of them all, and what else."""
+        limit, comparison = self._thresholds, levels.comparison
+        if comparison is None:
+            self.unchecked += ["displacement", "motion", "odd_even"]
+            return [], self._judge_alone(levels)
+        moved = self._take("displacement", find_displacement, comparison, ky, n_columns, limit["displacement"])
+        motion = self._take("motion", find_motion, comparison, ky, limit["motion"])
+        ghost = self._take("odd_even", find_odd_even_ghost, comparison.odd_even, limit["odd_even"])
+        return moved, motion or ghost  # motion also turns odd lines against even ones
+
+    def _judge_alone(self, levels: Levels) -> list[Finding]:
+        """Judge a frame that there is nothing to compare with: a scan may be bad from its beginning."""
+        phase = None if levels.block is None or levels.sparse else phase_by_neighbours(levels.block)
+        if phase is None:
+            self.unchecked.append("odd_even_first")
             return []
-        inner = ky[baseline.block[1]][1:-1]
-        usual, usual_turn = baseline.residual * baseline.noise_gain(levels), np.angle(baseline.turn)
-        found = self._take("motion", find_inconsistency, levels.fit, usual, inner, self._thresholds["motion"])
-        ghost = self._take("odd_even", find_odd_even_ghost, levels.fit, usual_turn, self._thresholds["odd_even"])
-        return ghost or found  # a ghost of odd and even lines says more
+        return self._take("odd_even_first", find_odd_even_ghost, phase, self._thresholds["odd_even_first"])
 
     def _told_apart(self, key: Hashable, slice_index: int, found: list[Finding]) -> list[Finding]:
         """Say "slice dropout" where a slice lost signal and the others did not."""

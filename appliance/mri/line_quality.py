@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules on whole lines of raw k-space: lines that are missing, interference of one frequency, and a shift."""
+"""Rules on whole lines of raw k-space: lines that are missing, and interference of one frequency."""
 
 from __future__ import annotations
 
@@ -51,12 +51,17 @@ def _outer_lines(ky: NDArray[np.int64], imaging: Bools) -> NDArray[np.intp]:
     return np.asarray(far[:: max(1, len(far) // ZIPPER_LINES)])
 
 
-def find_line_drop(levels: Levels, ky: NDArray[np.int64], limit: float) -> Found:
-    """Find the line with the least signal in all coils against the two on each side of it. `ky` as in `levels`."""
+def find_line_drop(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, limit: float) -> Found:
+    """Find the line with the least signal in all coils against the two on each side of it. `ky` as in `levels`.
+
+    Of each line the usual signal is the measure, once that is known: lines of some anatomy have little.
+    """
     if len(ky) < MIN_LINES or levels.sparse:
         return None, []
     noise = np.where(levels.noise > 0, levels.noise, 1.0)
     line = np.sqrt((levels.lines / noise[:, None]).sum(axis=0))
+    if baseline.usual is not None and baseline.lines is not None:
+        line = line / np.maximum(np.sqrt((baseline.lines / noise[:, None]).sum(axis=0)), 1e-38)
     before = np.maximum(line[1:-3], line[:-4])
     after = np.maximum(line[3:-1], line[4:])
     times = np.minimum(before, after) / np.maximum(line[2:-2], line.max() / MOST_TIMES**2)
@@ -72,29 +77,3 @@ def find_line_drop(levels: Levels, ky: NDArray[np.int64], limit: float) -> Found
         "and repeat the scan"
     )
     return measured, [Finding("line_drop", message, "warning", measured, limit, {"line": int(ky[at + 2])})]
-
-
-def find_displacement(levels: Levels, ky: NDArray[np.int64], n_columns: int, baseline: Baseline, limit: float) -> Found:
-    """Find a shift of the patient against the usual frame, from the slope of the phase that it makes in k-space.
-
-    A shift by d turns the phase of k-space by 2π k d / N; coils stay where they are, so that a shift of many pixels
-    reads a little too small. `ky` as in `levels`. Pixels of the acquired matrix.
-    """
-    usual = baseline.centre
-    if levels.centre is None or usual is None or min(levels.centre.shape[1:]) < 2 or not usual.any():
-        return None, []
-    cross = (levels.centre * usual.conj()).sum(axis=0)
-    cross /= np.sqrt(np.abs(cross) + 1e-38)  # not the centre alone: its signal changes with every heart beat
-    slope_y = np.angle((cross[1:] * cross[:-1].conj()).sum())
-    slope_x = np.angle((cross[:, 1:] * cross[:, :-1].conj()).sum())
-    step = int(np.median(np.diff(ky)))
-    shift_y, shift_x = -slope_y * (ky[-1] - ky[0] + step) / step / 2 / np.pi, -slope_x * n_columns / 2 / np.pi
-    measured = float(np.hypot(shift_y, shift_x))
-    if measured <= limit:
-        return measured, []
-    message = (
-        f"the patient moved by about {measured:.1f} pixels ({shift_x:+.1f} along x, {shift_y:+.1f} along y) against "
-        "the last frames; check the patient and repeat the localiser if planning depends on it"
-    )
-    where = {"shift_x": round(float(shift_x), 2), "shift_y": round(float(shift_y), 2)}
-    return measured, [Finding("displacement", message, "warning", measured, limit, where)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from appliance.frames import Finding
 from appliance.mri.baseline import Baseline, Levels, lower_median, upper_median
-from appliance.mri.rules import Floats, Found, Kspace
+from appliance.mri.rules import Bools, Floats, Found, Kspace
 
 CORE_SPIKE = 2.5  # how much stricter the spike rule is near the centre of k-space, where the peak is steep
 CORE_LEVEL = 0.05  # "near the centre": the neighbours reach this part of the largest neighbourhood …
@@ -49,16 +49,20 @@ def find_unusable(kspace: Kspace, ky: NDArray[np.int64], levels: Levels) -> list
     return [Finding("all_zero", "the frame holds only zeros; check the receiver and repeat the scan", "alarm")]
 
 
-def find_spike(kspace: Kspace, ky: NDArray[np.int64], floor: float, limit: float) -> Found:
+def find_spike(
+    kspace: Kspace, ky: NDArray[np.int64], imaging: Bools, levels: Levels, baseline: Baseline, limit: float
+) -> Found:
     """Find the strongest sample that stands alone among its neighbours (±2 lines, ±4 columns).
 
-    `floor` is the lowest level expected anywhere. Near the centre of k-space the limit is CORE_SPIKE times as high:
-    a spike there that does not exceed the signal around it so many times is not found.
+    Around the strongest column the difference from the last frames is judged, once there are some. Near the centre
+    of k-space the limit is CORE_SPIKE times as high: a spike there that does not exceed the signal around it so many
+    times is not found.
     """
-    peaks = np.abs(kspace[0])
-    scratch = np.empty_like(peaks)
-    for coil in kspace[1:]:
-        np.maximum(peaks, np.abs(coil, out=scratch), out=peaks)
+    scale = 1 / max(float(levels.signal.max()), 1e-38)
+    peaks = _over_coils(kspace, scale)
+    if levels.block is not None and baseline.usual is not None and baseline.block and baseline.recent is not None:
+        peaks[imaging, baseline.block[1]] = _over_coils(levels.block - baseline.recent, scale)
+    floor = max(float(np.sqrt(levels.noise.max() * scale)), 1e-5)  # the lowest level expected anywhere
     around = np.maximum(_neighbours(peaks), floor)
     core = max(CORE_LEVEL * float(around.max()), CORE_OVER_TYPICAL * float(np.median(around)))
     ratio = peaks / around
@@ -77,6 +81,15 @@ def find_spike(kspace: Kspace, ky: NDArray[np.int64], floor: float, limit: float
     )
     where = {"coil": coil_index, "line": int(ky[line]), "column": column}
     return measured, [Finding("spike", message, "warning", times, limit, where)]
+
+
+def _over_coils(kspace: Kspace, scale: float) -> Floats:
+    """Fourth root of the sum of fourth powers: it shows what one coil has, and better what all have."""
+    total = np.zeros(kspace.shape[1:], np.float32)
+    for coil in kspace:
+        power = (coil.real**2 + coil.imag**2) * np.float32(scale)
+        total += np.square(power, out=power)
+    return np.asarray(np.sqrt(np.sqrt(total, out=total), out=total))
 
 
 def _neighbours(peaks: Floats) -> Floats:

@@ -17,15 +17,13 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from appliance.context import Context
-from appliance.errors import ModelError, StageError, StorageError
+from appliance.errors import StageError, StorageError
 from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned
 from appliance.faults.detector import Detector, default_thresholds
 from appliance.faults.events import EventLog
 from appliance.faults.measurements import Recorder, recorder
 from appliance.frames import Frame, Scan
-from appliance.inference.open_model import open_model
 from appliance.mri.faults import MrFaults
-from appliance.mri.second_opinion import Network
 from operators import OperatorSettings
 
 DETECTORS: Mapping[str, type[Detector]] = {"MR": MrFaults}
@@ -44,11 +42,6 @@ class Settings(OperatorSettings):
     thresholds: dict[str, float] = Field(
         {}, description="By rule, larger is less sensitive; for rules where commissioning is not to decide."
     )
-    model: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
-        description="Network for a second opinion on MR; empty for none: none is shipped.",
-    )
 
     @field_validator("rules", "thresholds")
     @classmethod
@@ -62,10 +55,8 @@ class Settings(OperatorSettings):
 class DetectAnomalies:
     """One scan: its detector, what happened when, and what is an alarm now."""
 
-    def __init__(
-        self, settings: Settings, context: Context, commissioned: Commissioned | None, network: Network | None
-    ) -> None:
-        self._settings, self._context, self._commissioned, self._network = settings, context, commissioned, network
+    def __init__(self, settings: Settings, context: Context, commissioned: Commissioned | None) -> None:
+        self._settings, self._context, self._commissioned = settings, context, commissioned
         self._recorder: Recorder = recorder(context.data_dir / "faults", context.pipeline)
         self._detector: Detector | None = None
         self._setup_name, self._setup, self._unusual = "", None, 0.0
@@ -86,7 +77,7 @@ class DetectAnomalies:
             thresholds |= {name: learnt.threshold for name, learnt in self._setup.rules.items() if name in thresholds}
         off = {name: math.inf for name in thresholds if not self._wanted(name)}
         thresholds |= self._settings.thresholds | off
-        self._detector = MrFaults(thresholds, self._network) if kind is MrFaults else kind(thresholds)
+        self._detector = kind(thresholds)
         try:
             self._detector.begin(scan)
         except ValueError as error:
@@ -127,23 +118,11 @@ class DetectAnomalies:
 
 
 def make(settings: Settings, context: Context) -> DetectAnomalies:
-    """Make the stage for one scan. Without what commissioning learnt defaults are used, without a model only rules."""
+    """Make the stage for one scan. Without what commissioning learnt defaults are used."""
     problem, commissioned = "", None
     try:
         commissioned = read_commissioned(commissioned_path(context.data_dir, context.pipeline))
     except StorageError as error:
         problem = f"default thresholds are used: {error}"
     context.alarm("commissioning", problem)
-    return DetectAnomalies(settings, context, commissioned, _open(settings.model, context))
-
-
-def _open(model: str, context: Context) -> Network | None:
-    """Open the network, once per process; None, with an alarm, when it cannot be used."""
-    if not model:
-        return None
-    try:
-        live = open_model(model, context, "f32")  # thresholds were set for f32
-    except ModelError as error:
-        context.alarm(f"model {model}", f"faults are looked for by rules only: {error}")
-        return None
-    return lambda features: live.run(features)[0]
+    return DetectAnomalies(settings, context, commissioned)

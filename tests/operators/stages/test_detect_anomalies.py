@@ -23,14 +23,14 @@ from operators.stages.detect_anomalies import Settings, make
 DATA = Path(__file__).parents[4] / "shared" / "data"
 MATRIX = (128, 128)
 KY = np.arange(0, 128, 2)
-NOT_HERE = {"slice_dropout", *(name for name in RULES if name.startswith("network"))}  # one slice, no model
+NOT_HERE = {"slice_dropout", "odd_even_first"}  # one slice, and not its first frame
 FIRST_FRAME = {"coil_drop", "noisy_coil", "signal_drop", "low_snr", "displacement", "motion", "odd_even"}
 
 
 @pytest.fixture
 def new_stage(tmp_path):
     def new(begun=None, **settings):
-        stage = make(Settings(model="", **settings), Context("test", tmp_path, tmp_path))
+        stage = make(Settings(**settings), Context("test", tmp_path, tmp_path))
         stage.begin(begun or scan())
         return stage
 
@@ -240,7 +240,7 @@ def test_lines_that_do_not_fit_are_refused(new_stage, breath):
 def test_a_lasting_fault_is_an_alarm_with_its_third_frame_and_until_five_are_good(breath, tmp_path):
     alarms = {}
     context = Context("test", tmp_path, tmp_path, alarm=lambda key, text: alarms.__setitem__(key, text))
-    stage = make(Settings(model=""), context)
+    stage = make(Settings(), context)
     stage.begin(scan())
     history = []
     for sequence in range(30):
@@ -256,9 +256,7 @@ def test_a_lasting_fault_is_an_alarm_with_its_third_frame_and_until_five_are_goo
 
 def test_an_alarm_of_the_last_scan_is_cleared_by_the_next(tmp_path):
     alarms = {"acquisition": "coil 5 gives no data"}
-    stage = make(
-        Settings(model=""), Context("test", tmp_path, tmp_path, alarm=lambda key, text: alarms.update({key: text}))
-    )
+    stage = make(Settings(), Context("test", tmp_path, tmp_path, alarm=lambda key, text: alarms.update({key: text})))
     stage.begin(scan())
     assert alarms["acquisition"] == ""
 
@@ -326,22 +324,9 @@ def test_a_damaged_file_of_commissioning_is_an_alarm_and_defaults_hold(breath, t
     path = commission(tmp_path, spike=1.0)
     path.write_bytes(content)
     context = Context("test", tmp_path, tmp_path, alarm=lambda key, text: alarms.__setitem__(key, text))
-    stage = make(Settings(model=""), context)
+    stage = make(Settings(), context)
     stage.begin(encoded())
     assert stage.frame(frame(0, breath[0])).findings == ()
     assert alarms["commissioning"].startswith(f"default thresholds are used: {path}: ")
     assert alarms["commissioning"].endswith("run 'nearscan commission test' again")
     assert "not commissioned" in stage.status()["commissioned"]
-
-
-def test_without_the_model_rules_go_on_and_people_are_told(breath, tmp_path):
-    alarms = {}
-    context = Context(
-        "test", tmp_path, tmp_path, models_dir=tmp_path, alarm=lambda key, text: alarms.__setitem__(key, text)
-    )
-    stage = make(Settings(model="mr-faults"), context)
-    stage.begin(scan())
-    kspace = breath[0].copy()
-    kspace[2] = 0
-    assert [f.kind for f in stage.frame(frame(0, kspace)).findings] == ["coil_drop"]
-    assert alarms["model mr-faults"].startswith("faults are looked for by rules only: ")
