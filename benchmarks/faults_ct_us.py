@@ -97,7 +97,7 @@ def us_rows(what: str, clips: list[list[Image]]) -> list[dict[str, Any]]:
     for number, images in enumerate(clips):
         for kind in us_faults.KINDS:
             rng = np.random.default_rng([10, number])
-            if kind == "frozen":
+            if kind == "frozen_image":
                 faulty[kind].append((*judge_last([*images, *[images[-1]] * 14], UltrasoundFaults), 0))
                 continue
             planted = us_faults.plant(rng, kind, images[-1])

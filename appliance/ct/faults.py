@@ -34,25 +34,33 @@ class CtFaults:
 
     def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
+        self._slices = True  # and not projections, reformations or reports
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
 
     @staticmethod
     def setup(scan: Scan) -> str:
-        """Thresholds hold for a matrix; kernels and doses are what a site commissions over."""
-        return " x ".join("any" if n is None else str(n) for n in scan.shape) + " pixels"
+        """One for all: matrices, kernels and doses are what a site commissions over."""
+        return "CT images"
 
     def begin(self, scan: Scan) -> None:
-        """Raise ValueError for anything but images."""
+        """Raise ValueError for anything but images. Of what is no original slice only the numbers are judged.
+
+        References
+        ----------
+        PS3.3 C.8.2.1.1.1 (CT image type).
+        """
         if scan.axes != IMAGE_AXES:
-            raise ValueError(f"expected CT images (y, x), got ({', '.join(scan.axes)}); put this before volume stages")
+            raise ValueError(f"expected CT images (y, x), got ({', '.join(scan.axes)}); put it before volume stages")
+        kind = [*scan.attributes.get("image_type", ())]
+        self._slices = not kind or (kind[0] == "ORIGINAL" and "LOCALIZER" not in kind)
 
     def judge(self, frame: Frame) -> list[Finding]:
-        """Return the faults of one slice, float (y, x) in HU."""
+        """Return the faults of one slice, (y, x) in HU."""
         image = np.asarray(to_host(frame.array if frame.original is None else frame.original), np.float32)
         self.measured, self.unchecked = {}, []
         unusable = _find_unusable(image)
-        if unusable:
+        if unusable or not self._slices:
             self.unchecked = list(self.RULES)
             return unusable
         return [*self._find_rings(image), *self._find_view_faults(image)]
