@@ -106,7 +106,7 @@ class UltrasoundFaults:
         if still_s <= limit:
             return []
         message = (
-            f"the picture has not changed for {still_s:.1f} s: it is not live; "
+            f"the picture has not changed for {still_s:.2f} s: it is not live; "
             "release Freeze on the ultrasound machine, else check the video cable"
         )
         return [Finding("frozen_image", message, "alarm", still_s, limit)]
