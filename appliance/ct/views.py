@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, median_filter
 Floats = NDArray[np.floating[Any]]
 
 N_ANGLES = 720  # a quarter of a degree apart
-SMALLEST_PX = 64
+SMALLEST_PX = 128  # fewer pixels have too few rays for a steady middle value
 FINE_BAND = (0.12, 0.42)  # cycles per pixel: above anatomy, below where smooth kernels have nothing
 ANATOMY_BAND = (0.05, 0.30)
 _FINE_PX = 1.5  # what a Gaussian of this width leaves is fine structure
