@@ -30,12 +30,12 @@ N_CLEAN, N_FAULTY = 3, 4
 def series():
     """Part 10 files: clean slices, then slices with one ring, in stored values of 1 HU."""
     rng = np.random.default_rng([77, 3])
-    scanned = ct_faults.scan(rng, hu_phantom(rng, 128), beam_for(128, 480), 1.5, 8.0)
+    scanned = ct_faults.scan(rng, hu_phantom(rng, 256), beam_for(256, 480), 0.75, 8.0)
     ringed = ct_faults.plant(np.random.default_rng(3), "rings", scanned).image
     for number in range(N_CLEAN + N_FAULTY):
         stored = np.rint(ringed if number >= N_CLEAN else scanned.image).clip(-1024, 3071) + 1024
         yield ct(
-            number, Rows=128, Columns=128, RescaleSlope=1, PixelData=stored.astype("<u2").tobytes(),
+            number, Rows=256, Columns=256, RescaleSlope=1, PixelData=stored.astype("<u2").tobytes(),
             ImageType=["ORIGINAL", "PRIMARY", "AXIAL"],
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ class Planted(NamedTuple):
 class Scanned(NamedTuple):
     """A slice whose projections are known."""
 
-    image: Image  # HU, with its noise
+    image: Image  # HU, with its noise, as stored
     integrals: Sinogram
     noise: Sinogram  # added to them
     beam: Beam
@@ -46,7 +46,13 @@ def scan(rng: np.random.Generator, truth: Image, beam: Beam, pixel_mm: float, no
     noise = np.zeros_like(integrals)
     if noise_hu:
         noise = _wrong(rng, photons * np.exp(-integrals.astype(np.float64)))
-    return Scanned(truth + _in_hu(noise, beam, pixel_mm, len(truth)), integrals, noise, beam, photons, pixel_mm)
+    image = _stored(truth + _in_hu(noise, beam, pixel_mm, len(truth)))
+    return Scanned(image, integrals, noise, beam, photons, pixel_mm)
+
+
+def _stored(image: Image) -> Image:
+    """Return `image` as scanners store it: whole numbers from -1024 to 3071 HU."""
+    return np.rint(image).clip(-1024, 3071).astype(np.float32)
 
 
 def _photons(truth: Image, integrals: Sinogram, beam: Beam, pixel_mm: float, noise_hu: float) -> float:
@@ -63,7 +69,7 @@ def plant(rng: np.random.Generator, kind: str, scanned: Scanned) -> Planted:
         rng, scanned, change
     )
     added = _in_hu(change, scanned.beam, scanned.pixel_mm, len(scanned.image))
-    return Planted(scanned.image + added, where)
+    return Planted(_stored(scanned.image + added), where)
 
 
 def _in_hu(sinogram: Sinogram, beam: Beam, pixel_mm: float, size: int) -> Image:

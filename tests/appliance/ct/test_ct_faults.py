@@ -17,7 +17,7 @@ from training.low_dose_ct import hu_phantom
 from training.parallel_beam import beam_for
 
 SERIES = Path(__file__).parents[4] / "shared" / "data" / "series"
-SIZE = 192
+SIZE = 256
 FIRST = 7  # bodies that nothing was tuned on
 
 
@@ -37,7 +37,7 @@ def frame(image, **more):
 def bodies():
     """Slices of dead leaves, as a scan of some dose and kernel shows them."""
     scans = []
-    for number in range(FIRST, FIRST + 3):
+    for number in range(FIRST, FIRST + 2):
         rng = np.random.default_rng([71, number])
         beam = beam_for(SIZE, 720, rng.uniform(0.8, 1.2), 1.0, rng.uniform(0.2, 1.0))
         scans.append(ct_faults.scan(rng, hu_phantom(rng, SIZE), beam, 1.0, 8.0))
@@ -84,7 +84,7 @@ def test_real_slices_are_silent(name):
     if not archive.exists():
         pytest.skip(f"{archive} is absent")
     judging = detector()
-    found = [judging.judge(frame(image)) for image in dicom_slices(archive)[::2]]
+    found = [judging.judge(frame(image)) for image in dicom_slices(archive)[::4]]
     assert not any(found)
 
 
@@ -97,8 +97,8 @@ def test_a_ring_is_measured(height_hu, radius):
     image += np.float32(height_hu) * (np.abs(np.hypot(y, x) - radius) < 1)
     ring = strongest_ring(image)
     assert abs(ring.radius_px - radius) <= 1
-    # the height that three quarters of 16 sectors show: a little below the truth, by the median's noise
-    assert ring.height_hu == pytest.approx(height_hu, rel=0.25)
+    assert ring.height_hu == pytest.approx(height_hu, rel=0.25)  # the middle of some hundred points, noise 10 HU
+    assert ring.agreement > 0.5
 
 
 def test_a_cylinder_that_is_not_in_the_centre_is_no_ring():
@@ -133,12 +133,12 @@ def test_numbers_that_are_none_and_empty_images_are_alarms(bodies):
     assert (finding.kind, finding.severity) == ("not_finite", "alarm")
     assert finding.message == "1 pixels are not numbers; do not use this image"
     judging = detector()
-    (finding,) = judging.judge(frame(np.full((128, 128), -1024, np.int16)))
+    (finding,) = judging.judge(frame(np.full((256, 256), -1024, np.int16)))
     assert (finding.kind, finding.severity) == ("all_zero", "alarm")
     assert (judging.measured, judging.unchecked) == ({}, list(CtFaults.RULES))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (90, 300), (127, 127)])
+@pytest.mark.parametrize("shape", [(1, 1), (90, 300), (200, 200)])
 def test_what_is_too_small_is_not_checked(shape):
     judging = detector()
     assert judging.judge(frame(np.random.default_rng(0).normal(0, 9, shape).astype(np.float32)))[1:] == []
