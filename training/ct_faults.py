@@ -23,6 +23,7 @@ class Planted(NamedTuple):
 
     image: Image
     where: float
+    added: Image  # by the fault, before the slice was stored
 
 
 class Scanned(NamedTuple):
@@ -46,11 +47,11 @@ def scan(rng: np.random.Generator, truth: Image, beam: Beam, pixel_mm: float, no
     noise = np.zeros_like(integrals)
     if noise_hu:
         noise = _wrong(rng, photons * np.exp(-integrals.astype(np.float64)))
-    image = _stored(truth + _in_hu(noise, beam, pixel_mm, len(truth)))
+    image = stored(truth + _in_hu(noise, beam, pixel_mm, len(truth)))
     return Scanned(image, integrals, noise, beam, photons, pixel_mm)
 
 
-def _stored(image: Image) -> Image:
+def stored(image: Image) -> Image:
     """Return `image` as scanners store it: whole numbers from -1024 to 3071 HU."""
     return np.rint(image).clip(-1024, 3071).astype(np.float32)
 
@@ -69,7 +70,14 @@ def plant(rng: np.random.Generator, kind: str, scanned: Scanned) -> Planted:
         rng, scanned, change
     )
     added = _in_hu(change, scanned.beam, scanned.pixel_mm, len(scanned.image))
-    return Planted(_stored(scanned.image + added), where)
+    return Planted(stored(scanned.image + added), where, added)
+
+
+def noise_images(rng: np.random.Generator, scanned: Scanned, n: int) -> Image:
+    """Return the noise of n more scans of the same slice, (n, y, x), HU."""
+    expected = scanned.photons * np.exp(-scanned.integrals.astype(np.float64))
+    size = len(scanned.image)
+    return np.stack([_in_hu(_wrong(rng, expected), scanned.beam, scanned.pixel_mm, size) for _ in range(n)])
 
 
 def _in_hu(sinogram: Sinogram, beam: Beam, pixel_mm: float, size: int) -> Image:
