@@ -54,7 +54,6 @@ from training.validate_denoise import HELD_OUT
 from training.validate_faults import PEER, OneClass, auroc
 
 Image = NDArray[np.float32]
-Scored = tuple[float, list[Finding]]  # the rule's measure (NaN: unchecked), what was found
 
 SHARED = Path("../shared/data")
 CT_SERIES = ("ct_head_ge", "ct_phantom_philips_S2010", "ct_phantom_philips_S3010")
@@ -63,10 +62,8 @@ N_BEFORE = 6  # clean frames before a fault
 
 
 def frame(image: Image, number: int) -> Frame:
-    at_ns = round(number * us_faults.FRAME_S * 1e9)
-    return Frame(
-        scan_id="b", sequence=number, array=image, axes=("y", "x"), affine=np.eye(4), acquired_ns=at_ns, received_ns=0
-    )
+    at = {"acquired_ns": round(number * us_faults.FRAME_S * 1e9), "received_ns": 0}
+    return Frame(scan_id="b", sequence=number, array=image, axes=("y", "x"), affine=np.eye(4), **at)
 
 
 def detector(kind: type[Any], thresholds: Mapping[str, float] | None = None) -> Detector:
@@ -87,18 +84,21 @@ def ellipse_body(rng: np.random.Generator, size: int) -> Image:
     return np.asarray(gaussian_filter(body, rng.uniform(0.4, 1.0)), np.float32)
 
 
-def simulated_slice(number: int) -> ct_faults.Scanned:
-    """A body of its own; noise of 4 to 25 HU in it, a kernel between smooth and sharp, pixels of 0.5 to 1.2 mm."""
-    rng = np.random.default_rng([7, number])
-    truth, size = (ellipse_body if number % 2 else hu_phantom)(rng, 256), 256
-    beam = beam_for(size, 720, rng.uniform(0.8, 1.4), rng.uniform(0.8, 1.0), rng.uniform(0.2, 1.0))
+def scan_of(rng: np.random.Generator, truth: Image) -> ct_faults.Scanned:
+    """Noise of 4 to 25 HU in the body, a kernel between smooth and sharp, pixels of 0.5 to 1.2 mm."""
+    beam = beam_for(len(truth), 720, rng.uniform(0.8, 1.4), rng.uniform(0.8, 1.0), rng.uniform(0.2, 1.0))
     return ct_faults.scan(rng, truth, beam, rng.uniform(0.5, 1.2), float(np.exp(rng.uniform(*np.log([4, 25])))))
+
+
+def simulated_slice(number: int) -> ct_faults.Scanned:
+    rng = np.random.default_rng([7, number])
+    return scan_of(rng, (ellipse_body if number % 2 else hu_phantom)(rng, 256))
 
 
 def real_slices(n: int) -> Iterator[ct_faults.Scanned]:
     """Their own noise, and a beam with all frequencies: a planted loss is a loss of what they have."""
     stacks = [dicom_slices(SHARED / "series" / f"{name}.tar.xz") for name in CT_SERIES]
-    slices = [image for stack in stacks for image in stack[2:-2:3]][:n]
+    slices = [image for some in zip(*(stack[2:-2:3] for stack in stacks), strict=False) for image in some][:n]
     for i, image in enumerate(slices):
         yield ct_faults.scan(np.random.default_rng([8, i]), image, beam_for(len(image), 984, 1, 1, 0), 0.49, 0)
 
@@ -187,9 +187,7 @@ class CtPatient:
     def __init__(self, number: int) -> None:
         rng = np.random.default_rng([31, number])
         self.truth, self._rng = ellipse_body(rng, 256), rng
-        beam = beam_for(256, 720, rng.uniform(0.8, 1.4), rng.uniform(0.8, 1.0), rng.uniform(0.2, 1.0))
-        noise_hu = float(np.exp(rng.uniform(*np.log([4, 25]))))
-        self.scanned = ct_faults.scan(rng, self.truth, beam, rng.uniform(0.5, 1.2), noise_hu)
+        self.scanned = scan_of(rng, self.truth)
         self._noise = ct_faults.noise_images(rng, self.scanned, self.N_SCANS)
 
     def slice(self, added: Image | float = 0.0, moves: bool = True) -> Image:
@@ -245,20 +243,27 @@ def false_alarms(kind: type[Any], patient: Patient, limits: Mapping[str, float],
     return {**counted, "findings": dict(findings)}
 
 
-def ct_lasting(fault: str, number: int) -> list[Image]:
-    """Clean slices of one body, then ten with a fault."""
+def ct_lasting(number: int) -> dict[str, list[Image]]:
+    """Clean slices of one body, then ten with a fault; for each fault."""
     patient = CtPatient(3000 + number)
-    added = ct_faults.plant(np.random.default_rng([12, number]), fault, patient.scanned).added
-    return [patient.slice(added if n >= N_BEFORE else 0.0, moves=False) for n in range(N_BEFORE + 10)]
+    added = {
+        fault: ct_faults.plant(np.random.default_rng([12, number]), fault, patient.scanned).added
+        for fault in ct_faults.KINDS
+    }
+    clean = [patient.slice(moves=False) for _ in range(N_BEFORE)]
+    return {fault: [*clean, *(patient.slice(more, moves=False) for _ in range(10))] for fault, more in added.items()}
 
 
-def us_lasting(fault: str, number: int) -> list[Image]:
-    """Clean frames of one clip, then ten with a fault."""
+def us_lasting(number: int) -> dict[str, list[Image]]:
+    """Clean frames of one clip, then ten with a fault; for each fault."""
     images = simulated_clip(3000 + number, N_BEFORE + 10)
-    if fault == "frozen_image":
-        return [*images[:N_BEFORE], *[images[N_BEFORE - 1]] * 10]
-    faulty = [us_faults.plant(np.random.default_rng([12, number]), fault, image).image for image in images[N_BEFORE:]]
-    return [*images[:N_BEFORE], *faulty]
+    clean, rest = images[:N_BEFORE], images[N_BEFORE:]
+    faulty = {
+        fault: [us_faults.plant(np.random.default_rng([12, number]), fault, image).image for image in rest]
+        for fault in us_faults.KINDS
+        if fault != "frozen_image"
+    }
+    return {fault: [*clean, *images] for fault, images in faulty.items()} | {"frozen_image": [*clean, *clean[-1:] * 10]}
 
 
 def alarm_after(kind: type[Any], images: list[Image], limits: Mapping[str, float]) -> int | None:
@@ -289,24 +294,21 @@ def all_clean(what: str, make: type[Any], images: list[Image]) -> dict[str, Any]
     return {"data": what, "frames": len(images), "frames_with_a_finding": sum(map(bool, found))}
 
 
-def measure_ct(n_cases: int, n_clean: int, n_trials: int) -> dict[str, Any]:
-    """Everything about CT, as plain values."""
+def planted_ct(n_cases: int) -> dict[str, Any]:
+    """AUROC and real images of CT."""
     peer = OneClass([simulated_slice(number).image[None] / np.float32(256) for number in range(24)])
     rows = ct_rows("simulated CT", (simulated_slice(HELD_OUT + i) for i in range(n_cases)), peer)
     clean: list[dict[str, Any]] = []
     if SHARED.exists():
-        rows += ct_rows("real CT", real_slices(n_cases // 4), None)
+        rows += ct_rows("real CT", real_slices(max(1, n_cases // 4)), None)
         for name in CT_SERIES:
             clean.append(all_clean(name, CtFaults, list(dicom_slices(SHARED / "series" / f"{name}.tar.xz"))))
-    lasting = {f: [ct_lasting(f, t) for t in range(n_trials)] for f in ct_faults.KINDS}
     noise = np.random.default_rng(0).normal(0, 20, (4, 512, 512)).astype(np.float32)
-    return {"planted": rows, "clean": clean, **after_commissioning(CtFaults, ct_patient, lasting, n_clean)} | {
-        "ms_per_512_slice": speed(CtFaults, list(noise))
-    }
+    return {"planted": rows, "clean": clean, "ms_per_512_slice": speed(CtFaults, list(noise))}
 
 
-def measure_us(n_cases: int, n_clean: int, n_trials: int) -> dict[str, Any]:
-    """Everything about ultrasound, as plain values."""
+def planted_us(n_cases: int) -> dict[str, Any]:
+    """AUROC and real images of ultrasound."""
     peer = OneClass([simulated_clip(number)[-1][None] / np.float32(256) for number in range(80)])
     rows = us_rows("simulated US", (simulated_clip(HELD_OUT + i) for i in range(n_cases)), peer)
     clean: list[dict[str, Any]] = []
@@ -315,17 +317,19 @@ def measure_us(n_cases: int, n_clean: int, n_trials: int) -> dict[str, Any]:
         for name in US_FRAMES:
             images = list(mha_frames(SHARED / "us_tracked/TestImages" / f"{name}.igs.mha"))
             clean.append(all_clean(name, UltrasoundFaults, images))
-    lasting = {f: [us_lasting(f, t) for t in range(n_trials)] for f in us_faults.KINDS}
-    return {"planted": rows, "clean": clean, **after_commissioning(UltrasoundFaults, us_patient, lasting, n_clean)} | {
-        "ms_per_512_frame": speed(UltrasoundFaults, us_faults.clip(np.random.default_rng(0), 512, 8))
-    }
+    shown = us_faults.clip(np.random.default_rng(0), 512, 8)
+    return {"planted": rows, "clean": clean, "ms_per_512_frame": speed(UltrasoundFaults, shown)}
 
 
 def after_commissioning(
-    kind: type[Any], patient: Patient, lasting: Mapping[str, list[list[Image]]], n_clean: int
+    kind: type[Any], patient: Patient, lasting: Callable[[int], dict[str, list[Image]]], n_clean: int, n_trials: int
 ) -> dict[str, Any]:
+    """Frames to the alarm, and false alarms."""
     limits = commissioned(kind, patient)
-    taken = {fault: [alarm_after(kind, images, limits) for images in trials] for fault, trials in lasting.items()}
+    taken: dict[str, list[int | None]] = {}
+    for trial in range(n_trials):
+        for fault, images in lasting(trial).items():
+            taken.setdefault(fault, []).append(alarm_after(kind, images, limits))
     return {
         "thresholds": {name: round(limit, 3) for name, limit in limits.items()},
         "frames_to_alarm": taken,
@@ -333,17 +337,23 @@ def after_commissioning(
     }
 
 
-def print_results(result: dict[str, Any]) -> None:
-    """Tables for people."""
+def print_planted(result: dict[str, Any]) -> None:
+    """A table for people."""
     print(f"{'data':13}{'fault':17}{'clean':>6}{'faulty':>7}{'AUROC':>8}{'peer':>8}{'found':>7}{'false':>7}{'off':>7}")
     for r in result["planted"]:
-        off, peer = "" if r["off"] is None else r["off"], "-" if r["auroc_peer"] is None else f"{r['auroc_peer']:.4f}"
+        off = "" if r["off"] is None else r["off"]
+        peer = "-" if r["auroc_peer"] is None else f"{r['auroc_peer']:.4f}"
         print(
             f"{r['data']:13}{r['fault']:17}{r['clean']:6}{r['faulty']:7}{r['auroc']:8.4f}{peer:>8}{r['found']:7.3f}"
             f"{r['false']:7.3f}{off:>7}"
         )
     for r in result["clean"]:
         print(f"{r['data']}: {r['frames_with_a_finding']} of {r['frames']} clean images with a finding")
+    print({key: value for key, value in result.items() if key.startswith("ms_")}, flush=True)
+
+
+def print_commissioned(result: dict[str, Any]) -> None:
+    """Lines for people."""
     print(f"thresholds of commissioning: {result['thresholds']}")
     for fault, taken in result["frames_to_alarm"].items():
         within = sum(n is not None and n <= 3 for n in taken)
@@ -351,9 +361,9 @@ def print_results(result: dict[str, Any]) -> None:
     clean = result["false_alarms"]
     print(
         f"{clean['alarms']} alarms in {clean['clean_frames']} clean frames of {clean['patients']} patients; "
-        f"single findings: {clean['findings'] or 'none'}"
+        f"single findings: {clean['findings'] or 'none'}",
+        flush=True,
     )
-    print({key: value for key, value in result.items() if key.startswith("ms_")}, flush=True)
 
 
 def main() -> None:
@@ -361,17 +371,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", choices=("ct", "us"), help="leave the other out")
-    parser.add_argument("--cases", type=int, default=40, help="held-out bodies and clips for the AUROC")
-    parser.add_argument("--clean-frames", type=int, default=10_000, help="for the false alarms")
+    parser.add_argument("--cases", type=int, default=40, help="held-out bodies and clips for the AUROC; 0: none")
+    parser.add_argument("--clean-frames", type=int, default=10_000, help="for the false alarms; 0: nothing of 2 and 3")
     parser.add_argument("--trials", type=int, default=10, help="lasting faults of each kind")
     given = parser.parse_args()
     described = machine()
     print(", ".join(f"{key} {value}" for key, value in described.items()), f"\npeer: {PEER}", flush=True)
+    parts = {"us": (planted_us, UltrasoundFaults, us_patient, us_lasting)}
+    parts["ct"] = (planted_ct, CtFaults, ct_patient, ct_lasting)
     results: dict[str, Any] = {}
-    for name, measure in (("us", measure_us), ("ct", measure_ct)):
-        if given.only in (None, name):
-            results[name] = measure(given.cases, given.clean_frames, given.trials)
-            print_results(results[name])
+    for name, (planted, kind, patient, lasting) in parts.items():
+        if given.only not in (None, name):
+            continue
+        if given.cases:
+            results[name] = planted(given.cases)
+            print_planted(results[name])
+        if given.clean_frames:
+            after = after_commissioning(kind, patient, lasting, given.clean_frames, given.trials)
+            results[f"{name} commissioned"] = after
+            print_commissioned(after)
     if given.json:
         given.json.write_text(json.dumps({"machine": described, **results}, indent=1), encoding="utf-8")
 
