@@ -7,7 +7,7 @@ the rays of that angle, is strong over a few tenths of a degree where the tube a
 few photons came through; there the middle value over all rays is taken and not their power, because an edge of the
 table stands on one ray only, and edges are brought down to the level of noise before.
 
-Bands, widths and limits were chosen on 30 simulated slices that no figure of docs/models.md is measured on.
+Bands, widths and limits were chosen on 60 simulated slices that no figure of docs/models.md is measured on.
 
 Reference: Kak, Slaney 1988, Principles of Computerized Tomographic Imaging, section 3.2.
 """
