@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.ndimage import gaussian_filter, map_coordinates, median_filter, uniform_filter1d
+from scipy.ndimage import gaussian_filter, median_filter, uniform_filter1d
 
 Floats = NDArray[np.floating[Any]]
 
@@ -120,24 +120,35 @@ def _radial_lines(image: Floats, band: tuple[float, float], window: Any) -> tupl
 
     Frequencies are those of rfft; the phase is that of rays counted from the image's centre.
     """
-    size = fft.next_fast_len(2 * max(image.shape), real=True)
-    faded = (image * np.sqrt(window(image.shape[0]))[:, None] * np.sqrt(window(image.shape[1]))).astype(np.float32)
-    spectrum = fft.fftshift(fft.fft2(faded, (size, size)), axes=(0, 1))
-    for axis, n in enumerate(image.shape):  # the centre in the origin: smooth enough to be interpolated
-        turn = np.exp(1j * np.pi * (np.arange(size) - size // 2) * (n - 1) / size).astype(np.complex64)
-        spectrum *= turn.reshape((-1, 1) if axis == 0 else (1, -1))
-    rows, columns, within = _positions(size, band)
+    n_y, n_x = image.shape
+    size = fft.next_fast_len(2 * max(n_y, n_x), real=True)
+    faded = (image * np.sqrt(window(n_y))[:, None] * np.sqrt(window(n_x))).astype(np.float32)
+    spectrum = fft.fftshift(fft.rfft2(faded, (size, size), axes=(1, 0)), axes=1)  # y from 0, x from the most negative
+    spectrum *= _turn(np.arange(len(spectrum)), n_y, size)[:, None]  # the centre in the origin: smooth enough …
+    spectrum *= _turn(np.arange(size) - size // 2, n_x, size)  # … to be interpolated
+    at, below, right, within = _positions(size, band)
+    flat, step = spectrum.ravel(), size
+    upper = flat[at] + right * (flat[at + 1] - flat[at])
+    lower = flat[at + step] + right * (flat[at + step + 1] - flat[at + step])
     lines = np.zeros((N_ANGLES, size // 2 + 1), np.complex64)
-    real, imaginary = (map_coordinates(part, (rows, columns), order=1) for part in (spectrum.real, spectrum.imag))
-    lines[:, within] = real + 1j * imaginary
+    lines[:, within] = upper + below * (lower - upper)
     return lines, size
 
 
+def _turn(frequency: NDArray[np.intp], n: int, size: int) -> Any:
+    return np.exp(1j * np.pi * frequency * (n - 1) / size).astype(np.complex64)
+
+
 @cache
-def _positions(size: int, band: tuple[float, float]) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """Return rows and columns of the lines in the shifted spectrum, (angle, frequency), and which frequencies."""
+def _positions(size: int, band: tuple[float, float]) -> tuple[NDArray[np.intp], Floats, Floats, NDArray[np.intp]]:
+    """Return where the lines are in the half spectrum, (angle, frequency), and which frequencies `band` has.
+
+    The first of four neighbours as an index of the ravelled spectrum, and how far towards the next row and column.
+    """
     angles = np.arange(N_ANGLES)[:, None] * np.pi / N_ANGLES
     frequency = fft.rfftfreq(size)
     within = np.flatnonzero((frequency >= band[0]) & (frequency <= band[1]))
-    radius, centre = frequency[within] * size, size // 2
-    return np.sin(angles) * radius + centre, np.cos(angles) * radius + centre, within
+    radius = frequency[within] * size
+    rows, columns = np.sin(angles) * radius, np.cos(angles) * radius + size // 2
+    row, column = (np.floor(a).astype(np.intp) for a in (rows, columns))
+    return row * size + column, (rows - row).astype(np.float32), (columns - column).astype(np.float32), within
