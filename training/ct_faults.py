@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.low_dose_ct import ELECTRONIC_COUNTS, WATER_PER_MM, to_attenuation
-from training.parallel_beam import Beam, Sinogram, project, reconstruct
+from training.parallel_beam import Beam, Sinogram, project, reconstruct, reconstructed_variance
 
 Image = NDArray[np.float32]
 
 KINDS = ("rings", "streaks", "missing_views", "tube_arcing")
+OWN_NOISE_HU = 5.0  # of a head on a scanner of today
+BODY_HU = -500.0
 
 
 class Planted(NamedTuple):
@@ -21,26 +23,44 @@ class Planted(NamedTuple):
 
     image: Image
     where: float
+    added: Image  # by the fault, before the slice was stored
 
 
 class Scanned(NamedTuple):
     """A slice whose projections are known."""
 
-    image: Image  # HU, with its noise
+    image: Image  # HU, with its noise, as stored
     integrals: Sinogram
     noise: Sinogram  # added to them
     beam: Beam
-    pixel_mm: float
     photons: float
+    pixel_mm: float
 
 
-def scan(rng: np.random.Generator, truth: Image, beam: Beam, pixel_mm: float, photons: float) -> Scanned:
-    """Return `truth` (y, x) in HU as a scan with that many photons in each ray shows it; 0: without more noise."""
+def scan(rng: np.random.Generator, truth: Image, beam: Beam, pixel_mm: float, noise_hu: float) -> Scanned:
+    """Return `truth` (y, x) in HU as a scan shows it whose noise in the body is `noise_hu` at the median.
+
+    0: as it is, with the noise that it has, and faults as strong as at a dose of OWN_NOISE_HU.
+    """
     integrals = project(to_attenuation(truth, pixel_mm), beam)
+    photons = _photons(truth, integrals, beam, pixel_mm, noise_hu or OWN_NOISE_HU)
     noise = np.zeros_like(integrals)
-    if photons:
+    if noise_hu:
         noise = _wrong(rng, photons * np.exp(-integrals.astype(np.float64)))
-    return Scanned(truth + _in_hu(noise, beam, pixel_mm, len(truth)), integrals, noise, beam, pixel_mm, photons or 1e6)
+    image = stored(truth + _in_hu(noise, beam, pixel_mm, len(truth)))
+    return Scanned(image, integrals, noise, beam, photons, pixel_mm)
+
+
+def stored(image: Image) -> Image:
+    """Return `image` as scanners store it: whole numbers from -1024 to 3071 HU."""
+    return np.rint(image).clip(-1024, 3071).astype(np.float32)
+
+
+def _photons(truth: Image, integrals: Sinogram, beam: Beam, pixel_mm: float, noise_hu: float) -> float:
+    """Return how many photons in each ray make that noise in the body."""
+    unit = np.sqrt(reconstructed_variance(np.exp(integrals), beam, len(truth))) * (1000 / (WATER_PER_MM * pixel_mm))
+    body = truth > BODY_HU
+    return float(np.median(unit[body] if body.any() else unit) / noise_hu) ** 2
 
 
 def plant(rng: np.random.Generator, kind: str, scanned: Scanned) -> Planted:
@@ -50,7 +70,14 @@ def plant(rng: np.random.Generator, kind: str, scanned: Scanned) -> Planted:
         rng, scanned, change
     )
     added = _in_hu(change, scanned.beam, scanned.pixel_mm, len(scanned.image))
-    return Planted(scanned.image + added, where)
+    return Planted(stored(scanned.image + added), where, added)
+
+
+def noise_images(rng: np.random.Generator, scanned: Scanned, n: int) -> Image:
+    """Return the noise of n more scans of the same slice, (n, y, x), HU."""
+    expected = scanned.photons * np.exp(-scanned.integrals.astype(np.float64))
+    size = len(scanned.image)
+    return np.stack([_in_hu(_wrong(rng, expected), scanned.beam, scanned.pixel_mm, size) for _ in range(n)])
 
 
 def _in_hu(sinogram: Sinogram, beam: Beam, pixel_mm: float, size: int) -> Image:

@@ -84,6 +84,8 @@ def back_project(sinogram: Sinogram, beam: Beam, size: int) -> Image:
     image = np.zeros((size, size), np.float32)
     padded = np.pad(sinogram, ((0, 0), (1, 2)))
     for row, angle in zip(padded, beam.angles, strict=True):
+        if not row.any():
+            continue
         where = np.float32(np.sin(angle)) * along[:, None] + np.float32(np.cos(angle)) * along
         where += np.float32((beam.n_bins - 1) / 2 + 1)
         np.clip(where, 0, beam.n_bins + 1, out=where)

@@ -12,7 +12,7 @@ from training.speckle import Probe, draw_probe, draw_tissue, show
 
 Image = NDArray[np.float32]
 
-KINDS = ("probe_decoupling", "dropped_lines", "gain_saturation", "frozen")
+KINDS = ("probe_decoupling", "dropped_lines", "gain_saturation", "frozen_image")
 FRAME_S = 0.05
 
 
@@ -36,10 +36,11 @@ def clip(rng: np.random.Generator, size: int, n_frames: int) -> list[Image]:
 
 
 def plant(rng: np.random.Generator, kind: str, frame: Image) -> Planted:
-    """Return `frame` (y, x) with a fault of `kind` but "frozen", of a size and at a place drawn at random."""
+    """Return `frame` (y, x) with a fault of `kind` but "frozen_image", of a size and at a place drawn at random."""
     image, (n_rows, n_columns) = frame.copy(), frame.shape
-    if kind == "gain_saturation":  # echoes that were there, 60 to 120 grey levels up
-        return Planted(np.where(image > 0, np.minimum(image + rng.uniform(60, 120), 255), 0).astype(np.float32), 0)
+    if kind == "gain_saturation":  # up, until 20 to 60 % of the echoes that were there are white
+        up = 255 - np.quantile(image[image > 0], 1 - rng.uniform(0.2, 0.6))
+        return Planted(np.where(image > 0, np.minimum(image + up, 255), 0).astype(np.float32), 0)
     if kind == "dropped_lines":
         width = max(1, round(rng.uniform(0.004, 0.018) * n_columns))
         echoes = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from appliance import __version__, config
 from appliance.commands.options import config_option, json_option
 from appliance.errors import ConfigError, StorageError
 from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned, write_commissioned
-from appliance.faults.detector import Rule
+from appliance.faults.detector import Rule, default_thresholds
 from appliance.faults.measurements import Measurements, measurement_files, read_measurements
 from appliance.faults.thresholds import CommissioningError, learn_setup
 from appliance.tables import table
@@ -68,15 +68,15 @@ def _learn(recorded: list[Measurements], rate: float, all_clean: bool) -> tuple[
     setups, problems = {}, []
     for measured in recorded:
         try:
-            setups[measured.setup] = learn_setup(measured, _rules_of(measured), rate, all_clean=all_clean)
+            setups[measured.setup] = learn_setup(measured, _rules_of(measured.rules), rate, all_clean=all_clean)
         except CommissioningError as error:
             problems.append(str(error))
     return setups, problems
 
 
-def _rules_of(measured: Measurements) -> Mapping[str, Rule]:
-    """The rules of the modality that these measurements are of."""
-    return next((d.RULES for d in DETECTORS.values() if set(measured.rules) <= set(d.RULES)), {})
+def _rules_of(names: Iterable[str]) -> Mapping[str, Rule]:
+    """The rules of the modality that has these."""
+    return next((d.RULES for d in DETECTORS.values() if set(names) <= set(d.RULES)), {})
 
 
 def _others(path: Path) -> dict[str, Setup]:
@@ -117,7 +117,7 @@ def _told(setups: Mapping[str, Setup]) -> str:
         ]
         head = ("rule", "measured", "usual", "threshold", "by default", "remark")
         parts.append(f"{name}, {setup.n_frames} frames:\n{table(head, rows)}")
-        missing = [rule for rule, known in rules.items() if known.default is not None and rule not in setup.rules]
+        missing = [rule for rule in default_thresholds(_rules_of(setup.rules)) if rule not in setup.rules]
         if missing:
             parts.append(f"default thresholds stay for: {', '.join(missing)} (too few frames gave them a basis)")
     return "\n".join([*parts, "In force from the next scan on."])

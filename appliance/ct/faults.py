@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acquisition faults of CT, found by rules on images in Hounsfield units, slice by slice.
 
-Defaults come from clean data: over 114 real slices (a head, a skull phantom scanned twice) no ring exceeds twice
-chance, no view 1.7 times its neighbours, and noise of no direction 1.7 times the usual one.
+Defaults stand above clean data: of 114 real slices (a head, a skull phantom scanned twice) none has more than 0.41 of a
+ring, noise of one direction 1.51 times the usual, views 1.60 times fainter or 1.71 times as strong as their neighbours;
+of 60 simulated ones (dead leaves, noise of 4 to 25 HU) none more than 0.36, 1.65, 1.64 and 1.63.
 """
 
 from __future__ import annotations
@@ -26,33 +27,41 @@ class CtFaults:
     """One scan. Every slice is judged by itself: neighbours differ too much to be each other's baseline."""
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "rings": Rule("strongest ring about the image's centre, times chance", 5.0, 3.0),
-        "streaks": Rule("noise of the worst 20 degrees, times the middle direction's", 2.2, 1.5),
-        "missing_views": Rule("times that some views are fainter than those within 10 degrees", 2.0, 1.6),
-        "tube_arcing": Rule("fine structure along single views, times that within 10 degrees", 2.2, 1.7),
+        "rings": Rule("agreement of a turn about the image's centre on a ring, of 1", 0.5, 0.42),
+        "streaks": Rule("noise of the worst 20 degrees, times the middle direction's", 1.7, 1.5),
+        "missing_views": Rule("times that some views are fainter than those within 10 degrees", 1.7, 1.5),
+        "tube_arcing": Rule("fine structure along single views, times that within 10 degrees", 1.9, 1.65),
     }
 
     def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
+        self._slices = True  # and not projections, reformations or reports
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
 
     @staticmethod
     def setup(scan: Scan) -> str:
-        """Thresholds hold for a matrix; kernels and doses are what a site commissions over."""
-        return " x ".join("any" if n is None else str(n) for n in scan.shape) + " pixels"
+        """One for all: matrices, kernels and doses are what a site commissions over."""
+        return "CT images"
 
     def begin(self, scan: Scan) -> None:
-        """Raise ValueError for anything but images."""
+        """Raise ValueError for anything but images. Of what is no original slice only the numbers are judged.
+
+        References
+        ----------
+        PS3.3 C.8.2.1.1.1 (CT image type).
+        """
         if scan.axes != IMAGE_AXES:
-            raise ValueError(f"expected CT images (y, x), got ({', '.join(scan.axes)}); put this before volume stages")
+            raise ValueError(f"expected CT images (y, x), got ({', '.join(scan.axes)}); put it before volume stages")
+        kind = [*scan.attributes.get("image_type", ())]
+        self._slices = not kind or (kind[0] == "ORIGINAL" and "LOCALIZER" not in kind)
 
     def judge(self, frame: Frame) -> list[Finding]:
-        """Return the faults of one slice, float (y, x) in HU."""
+        """Return the faults of one slice, (y, x) in HU."""
         image = np.asarray(to_host(frame.array if frame.original is None else frame.original), np.float32)
         self.measured, self.unchecked = {}, []
         unusable = _find_unusable(image)
-        if unusable:
+        if unusable or not self._slices:
             self.unchecked = list(self.RULES)
             return unusable
         return [*self._find_rings(image), *self._find_view_faults(image)]
@@ -62,14 +71,14 @@ class CtFaults:
             self.unchecked.append("rings")
             return []
         ring, limit = strongest_ring(image), self._thresholds["rings"]
-        self.measured["rings"] = ring.over_chance
-        if ring.over_chance <= limit:
+        self.measured["rings"] = ring.agreement
+        if ring.agreement <= limit:
             return []
         message = (
             f"ring of {ring.height_hu:+.0f} HU, {ring.radius_px:.0f} pixels from the centre of rotation, "
-            f"{ring.over_chance:.0f} times what chance gives; calibrate the detector with an air scan"
+            f"on which {100 * ring.agreement:.0f} % of the turn agree; calibrate the detector with an air scan"
         )
-        return [Finding("rings", message, "warning", ring.over_chance, limit, {"radius_px": ring.radius_px})]
+        return [Finding("rings", message, "warning", ring.agreement, limit, {"radius_px": ring.radius_px})]
 
     def _find_view_faults(self, image: NDArray[np.float32]) -> list[Finding]:
         views = measure_views(image)

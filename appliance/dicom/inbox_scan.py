@@ -112,6 +112,8 @@ class InboxScan:
 
     def _scan(self, member: Member) -> Scan:
         attributes: dict[str, Any] = {"repeatable": True, "opening": self.opening}
+        attributes["clips"] = True  # frames of one instance have one time
+        attributes["image_type"] = tuple(filter(None, member.attributes.get("ImageType", "").split("\\")))
         return Scan(
             scan_id=self.scan_id,
             modality=cast(Literal["MR", "CT", "US"], member.attributes["Modality"]),

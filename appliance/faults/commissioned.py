@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.errors import StorageError
+from appliance.faults.detector import Rule, default_thresholds
 from appliance.replace_file import replace_file
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -48,6 +50,13 @@ class Commissioned(_Part):
     version: str  # of nearscan
     false_alarm_rate: float = Field(gt=0, lt=1)
     setups: dict[str, Setup]
+
+
+def thresholds_in_force(rules: Mapping[str, Rule], setup: Setup | None, given: Mapping[str, float]) -> dict[str, float]:
+    """Return the threshold of each rule that has one: as `given`, else as commissioning learnt it, else the default."""
+    learnt = {name: rule.threshold for name, rule in setup.rules.items()} if setup else {}
+    defaults = default_thresholds(rules)
+    return {name: given.get(name, learnt.get(name, default)) for name, default in defaults.items()}
 
 
 def commissioned_path(data_dir: Path, pipeline: str) -> Path:

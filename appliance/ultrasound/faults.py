@@ -34,6 +34,7 @@ LIT = 25.0  # grey level beside a line from which on its absence can be seen
 FEWEST_ROWS = 24
 EVERY_ROW = 2  # rows that are looked at
 SAME = 0.999  # of the pixels unchanged: a clock beside the picture may run on
+CLIP_FRAME_S = 1 / 30  # of stored clips, whose frames have one time
 STRAIGHT = 0.05  # of its width that a picture of parallel lines may narrow from bottom to top
 
 
@@ -44,27 +45,29 @@ class UltrasoundFaults:
         "probe_decoupling": Rule("part of the width that lost its near echoes, against the last frames", 0.25, 0.1),
         "dropped_lines": Rule("part of the depth on which a line is dark between bright neighbours", 0.75, 0.5),
         "gain_saturation": Rule("part of the picture that is white", 0.15, 0.08),
-        "frozen": Rule("time since the picture last changed, in seconds", 0.5, 0.1),
+        "frozen_image": Rule("time since the picture last changed, in seconds", 0.5, 0.1),
     }
 
     def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
+        self._clips = False  # frames of the same time are one clip, those of another time show something else
         self._brightest: Image | None = None  # of each pixel in this scan: where the picture is
         self._levels: deque[Image] = deque(maxlen=HISTORY_FRAMES)  # of the strips, in clean frames
         self._last: Image | None = None
-        self._changed_ns = 0
+        self._last_ns, self._still_s = 0, 0.0
 
     @staticmethod
     def setup(scan: Scan) -> str:
-        """Thresholds hold for a picture's size; probes and presets are what a site commissions over."""
-        return " x ".join("any" if n is None else str(n) for n in scan.shape) + " pixels"
+        """One for all: probes and presets are what a site commissions over."""
+        return "ultrasound images"
 
     def begin(self, scan: Scan) -> None:
-        """Raise ValueError for anything but images."""
+        """Raise ValueError for anything but grey images."""
         if scan.axes != IMAGE_AXES:
-            raise ValueError(f"expected B-mode images (y, x), got ({', '.join(scan.axes)}); use a B-mode source")
+            raise ValueError(f"expected grey images (y, x), got ({', '.join(scan.axes)}); send B-mode without colour")
+        self._clips = bool(scan.attributes.get("clips"))
 
     def judge(self, frame: Frame) -> list[Finding]:
         """Return the faults of one frame, (y, x)."""
@@ -74,33 +77,39 @@ class UltrasoundFaults:
         if unusable:
             self.unchecked = list(self.RULES)
             return unusable
-        frozen = self._find_frozen(image, frame.acquired_ns)
-        if self._brightest is None or self._brightest.shape != image.shape:
-            self._brightest = np.zeros_like(image)
-            self._levels.clear()
-        self._brightest = np.maximum(self._brightest, image)
+        frozen = self._find_frozen(image, self._follow(image, frame.acquired_ns))
+        self._brightest = image if self._brightest is None else np.maximum(self._brightest, image)
         live = _picture(self._brightest > BLACK)
         if live is None:
-            self.unchecked = [rule for rule in self.RULES if rule != "frozen"]
+            self.unchecked = [rule for rule in self.RULES if rule != "frozen_image"]
             return frozen
         rows, columns = live
         picture, mask = image[rows, columns], self._brightest[rows, columns] > BLACK
         found = [*self._find_decoupling(picture), *self._find_dropped_line(picture, mask, columns.start)]
         return [*frozen, *found, *self._find_saturation(picture, mask)]
 
-    def _find_frozen(self, image: Image, acquired_ns: int) -> list[Finding]:
+    def _follow(self, image: Image, acquired_ns: int) -> float:
+        """Return the seconds since the frame before, and forget all where this one begins another clip."""
+        step_s = (acquired_ns - self._last_ns) / 1e9
+        another_clip = self._clips and step_s != 0
+        if another_clip or self._last is None or self._last.shape != image.shape:
+            self._last = self._brightest = None
+            self._levels.clear()
+        self._last_ns = acquired_ns
+        return CLIP_FRAME_S if self._clips else max(step_s, 0.0)
+
+    def _find_frozen(self, image: Image, step_s: float) -> list[Finding]:
         last, self._last = self._last, image
-        if last is None or last.shape != image.shape or np.count_nonzero(last == image) < SAME * image.size:
-            self._changed_ns = acquired_ns
-        still_s = (acquired_ns - self._changed_ns) / 1e9
-        self.measured["frozen"], limit = still_s, self._thresholds["frozen"]
+        same = last is not None and np.count_nonzero(last == image) >= SAME * image.size
+        self._still_s = still_s = self._still_s + step_s if same else 0.0
+        self.measured["frozen_image"], limit = still_s, self._thresholds["frozen_image"]
         if still_s <= limit:
             return []
         message = (
-            f"the picture has not changed for {still_s:.1f} s: it is not live; "
+            f"the picture has not changed for {still_s:.2f} s: it is not live; "
             "release Freeze on the ultrasound machine, else check the video cable"
         )
-        return [Finding("frozen", message, "alarm", still_s, limit)]
+        return [Finding("frozen_image", message, "alarm", still_s, limit)]
 
     def _find_decoupling(self, picture: Image) -> list[Finding]:
         """Compare the middle grey level of each strip's near zone with that of the last clean frames."""

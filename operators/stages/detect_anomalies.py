@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find faults of the acquisition, by rules for its modality; the image itself is never changed.
 
-In:  (y, x) float32, MR with attachments["kspace"] (coil, ky, kx) complex64; or that k-space itself, any device
+In:  (y, x) of any real dtype: MR with attachments["kspace"] (coil, ky, kx) complex64, or that k-space itself; CT in HU;
+     B-mode ultrasound, 0 black to 255 white; any device
 Out: the same frame, with `findings`
-Rules and their thresholds: appliance/mri/rules.py and its like for CT and ultrasound. A finding is a warning; one that
+Rules: appliance/mri/rules.py, appliance/ct/faults.py, appliance/ultrasound/faults.py. A finding is a warning; one that
 persists in three of five frames is an alarm. Thresholds come from `nearscan commission`, before that from defaults.
 """
 
@@ -17,16 +18,18 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from appliance.context import Context
+from appliance.ct.faults import CtFaults
 from appliance.errors import StageError, StorageError
-from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned
-from appliance.faults.detector import Detector, default_thresholds
+from appliance.faults.commissioned import Commissioned, Setup, commissioned_path, read_commissioned, thresholds_in_force
+from appliance.faults.detector import Detector
 from appliance.faults.events import EventLog
 from appliance.faults.measurements import Recorder, recorder
 from appliance.frames import Frame, Scan
 from appliance.mri.faults import MrFaults
+from appliance.ultrasound.faults import UltrasoundFaults
 from operators import OperatorSettings
 
-DETECTORS: Mapping[str, type[Detector]] = {"MR": MrFaults}
+DETECTORS: Mapping[str, type[Detector]] = {"MR": MrFaults, "CT": CtFaults, "US": UltrasoundFaults}
 ALWAYS = ("not_finite", "all_zero")
 KEEP = 0.95  # of the running "unusual" score
 
@@ -71,12 +74,9 @@ class DetectAnomalies:
         self._setup_name = kind.setup(scan)
         setups = self._commissioned.setups if self._commissioned else {}
         self._setup: Setup | None = setups.get(self._setup_name)
-        thresholds = default_thresholds(kind.RULES)
+        thresholds = thresholds_in_force(kind.RULES, self._setup, self._settings.thresholds)
         self._rules = tuple(thresholds)
-        if self._setup:
-            thresholds |= {name: learnt.threshold for name, learnt in self._setup.rules.items() if name in thresholds}
-        off = {name: math.inf for name in thresholds if not self._wanted(name)}
-        thresholds |= self._settings.thresholds | off
+        thresholds |= {name: math.inf for name in thresholds if not self._wanted(name)}
         self._detector = kind(thresholds)
         try:
             self._detector.begin(scan)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mr-denoise-cine remembers, in the graph that is shipped: a mean of frames where nothing changed. No torch here."""
+"""What mr-denoise-cine remembers, in the graph that is shipped: a mean of what did not change. No torch here."""
 
 from functools import cache
 
@@ -54,7 +54,7 @@ def test_only_so_many_frames_count():
 
 
 def test_another_scene_starts_afresh_exactly():
-    """Every tissue differs by at least four times the noise: nothing of the old scene may be left, not even a little."""
+    """Every tissue differs by seven times the noise: nothing of the old scene may be left, not even a little."""
     old = scene(1)
     new = np.where(old > 0.6, old - 0.35, old + 0.35).astype(np.float32)
     given = frames(old, 10) + frames(new, 1, seed=3)

@@ -89,6 +89,30 @@ def test_from_clean_frames_to_the_thresholds_of_the_next_scan(tmp_path, monkeypa
     assert 0.12 / 2 < 0.1, "which the default would not find"
 
 
+@pytest.mark.parametrize("modality", ["CT", "US"])
+def test_ct_and_ultrasound_are_commissioned_in_the_same_way(tmp_path, monkeypatch, nearscan, modality):
+    recorder, rng = Recorder(tmp_path / "data" / "faults", "mri-live"), np.random.default_rng(0)
+    monkeypatch.setattr(detect_anomalies, "recorder", lambda *_: recorder)
+    stage = detect_anomalies.make(detect_anomalies.Settings(), Context("mri-live", tmp_path / "data", tmp_path))
+    stage.begin(Scan("s", modality, ("y", "x"), (None, None), "float32", 0))
+    for sequence in range(20):
+        frame = Frame(
+            scan_id="s", sequence=sequence, array=rng.integers(0, 99, (256, 256), np.uint8), axes=("y", "x"),
+            affine=np.eye(4), acquired_ns=sequence, received_ns=0,
+        )  # fmt: skip
+        assert stage.frame(frame).findings == ()
+    setup, measured = {"CT": "CT images", "US": "ultrasound images"}[modality], stage.status()["measured"]
+    for _ in range(500):  # the rest like the last one, to save time
+        recorder.add(setup, tuple(measured), {rule: value * rng.uniform(0.9, 1) for rule, value in measured.items()})
+    recorder.close()
+    text, rules = nearscan("mri-live"), detect_anomalies.DETECTORS[modality].RULES
+    assert f"{setup}, 520 frames:" in text
+    assert "default thresholds stay for" not in text, "rules of other modalities are not missed"
+    learnt = json.loads((tmp_path / "data" / "faults" / "mri-live.json").read_text())["setups"][setup]["rules"]
+    assert learnt.keys() == rules.keys()
+    assert all(learnt[name]["threshold"] >= rule.least for name, rule in rules.items())
+
+
 def test_what_is_wrong_is_said(tmp_path, monkeypatch, nearscan):
     assert "commission: no pipeline 'mri' in " in nearscan("mri", code=1)
     assert "no frames in " in nearscan("mri-live", code=1)

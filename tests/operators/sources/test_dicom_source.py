@@ -113,6 +113,17 @@ def test_a_series_is_a_scan_with_its_images_as_they_arrive(box):
     }  # fmt: skip
 
 
+def test_a_scan_says_what_its_images_are(box):
+    source = box.source()
+    assert step(source) == []
+    box.receive(ct(1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), ct(1, series="1.2.8"))
+    told = [one.attributes for one in step(source) if isinstance(one, Scan)]
+    assert [(each["image_type"], each["clips"]) for each in told] == [
+        (("ORIGINAL", "PRIMARY", "LOCALIZER"), True),
+        ((), True),
+    ]
+
+
 def test_only_what_came_since_the_pipeline_is_there(box):
     box.receive(ct(1, series="1.2.7"))
     source = box.source()

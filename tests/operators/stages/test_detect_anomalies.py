@@ -222,7 +222,7 @@ def test_the_image_before_denoising_is_the_one_that_is_judged(new_stage, breath)
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (scan("US", ("y", "x")), "no rules for 'US'; remove it here"),
+        (scan("XA", ("y", "x")), "no rules for 'XA'; remove it here"),
         (scan(axes=("coil", "y", "x")), "expected axes (coil, ky, kx) or (y, x), got (coil, y, x); put it after"),
     ],
 )
