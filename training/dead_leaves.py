@@ -102,16 +102,31 @@ def _folds(rng: np.random.Generator, size: int) -> Image:
     return np.tanh(rng.uniform(1, 5) * (np.abs(fine) - rng.uniform(0.1, 0.9)))
 
 
-def _texture(rng: np.random.Generator, size: int) -> Image:
-    """Return a field whose power falls with frequency, as tissue's does, standard deviation 1."""
+def _texture(rng: np.random.Generator, size: int, least: float, most: float) -> Image:
+    """Return a field whose power falls with frequency to the power of twice `least` to `most`, standard deviation 1."""
     spectrum = np.fft.rfft2(rng.standard_normal((size, size)).astype(np.float32))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) + 1 / size
-    field = np.fft.irfft2(spectrum * frequency ** -rng.uniform(0.3, 1.8), (size, size))
+    field = np.fft.irfft2(spectrum * frequency ** -rng.uniform(least, most), (size, size))
     return np.asarray(field / field.std(), np.float32)
 
 
-def dead_leaves(rng: np.random.Generator, size: int) -> Image:
-    """Return one noise-free image, float32 (y, x), (size, size), its brightest tissue near 1; half of them with air."""
+def average(rng: np.random.Generator, fine: Image, size: int, most_blur_px: float) -> Image:
+    """Return the means of the pixels of a finer grid, (size, size), blurred by up to so much."""
+    step = len(fine) // size
+    image = fine.reshape(size, step, size, step).mean(axis=(1, 3))
+    return np.asarray(gaussian_filter(image, rng.uniform(0, most_blur_px)), np.float32)
+
+
+def scanned_leaves(rng: np.random.Generator, size: int) -> Image:
+    """Return dead leaves as an MR scanner sees them."""
+    return dead_leaves(rng, size, scanned=True)
+
+
+def dead_leaves(rng: np.random.Generator, size: int, scanned: bool = False) -> Image:
+    """Return one noise-free image, float32 (y, x), (size, size), its brightest tissue near 1; half of them with air.
+
+    `scanned`: sampled in k-space, and textured down to single pixels, as MR images are; else averaged and blurred.
+    """
     fine = size * _OVERSAMPLING
     image = _cover(rng, fine, _OVERSAMPLING * rng.choice(_SMALLEST_RADII_PX))
     if rng.uniform() < 0.6:
@@ -120,11 +135,11 @@ def dead_leaves(rng: np.random.Generator, size: int) -> Image:
     if rng.uniform() < 0.5:
         image = image + where * rng.uniform(0.05, 0.5) * _folds(rng, fine)
     if rng.uniform() < 0.5:
-        image = image + where * rng.uniform(0.01, 0.12) * _texture(rng, fine)
+        image = image + where * rng.uniform(0.01, 0.12) * _texture(rng, fine, *((0.3, 1.8) if scanned else (1.0, 2.0)))
     image = image.clip(0, None)
     contrast = rng.uniform(0.2, 1.0)  # tissues differ less than leaves
     image = (contrast * image + rng.uniform(0, 1 - contrast)) * (1 + 0.5 * _smooth(rng, fine))
     if rng.uniform() < 0.5:
         image *= _body(rng, fine)
-    image = sample_kspace(rng, image, size)
+    image = sample_kspace(rng, image, size) if scanned else average(rng, image, size, 1.2)
     return np.asarray(image / max(float(np.percentile(image, 99.5)), 1e-3), np.float32)

@@ -18,9 +18,9 @@ import torch
 from appliance.imaging.remove_noise import MOST_SIGMA
 from appliance.inference.card import Input, Output, Training
 from appliance.inference.golden import plain_inputs
-from training.dead_leaves import Image, dead_leaves
+from training.dead_leaves import Image, scanned_leaves
 from training.patches import LARGEST_LEVEL, add_lesions, draw_level, draw_truth, make_pool
-from training.phantoms import random_phantom
+from training.phantoms import scanned_phantom
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
 from training.validate_denoise import HELD_OUT, rician, validate_denoise
@@ -69,14 +69,14 @@ def golden_inputs() -> dict[str, tuple[Image]]:
         given[:, 1] *= LARGEST_LEVEL  # a level outside its range says nothing of an engine
     for percent in (0, 1, 2, 5, 10, 20):
         rng = np.random.default_rng([SEED, HELD_OUT - 1, percent])
-        image = rician(rng, dead_leaves(rng, GOLDEN_PX[0])[:, : GOLDEN_PX[1]], percent / 100)
+        image = rician(rng, scanned_leaves(rng, GOLDEN_PX[0])[:, : GOLDEN_PX[1]], percent / 100)
         cases[f"sigma_{percent:02}"] = (np.stack([image, np.full_like(image, percent / 100)])[None],)
     return cases
 
 
 def make_both_pools(share: int = 1) -> torch.Tensor:
     """Return dead leaves and phantoms, one in `share` of them."""
-    kinds = ((dead_leaves, N_LEAVES), (random_phantom, N_PHANTOMS))
+    kinds = ((scanned_leaves, N_LEAVES), (scanned_phantom, N_PHANTOMS))
     return torch.cat([make_pool(kind, SEED, n // share) for kind, n in kinds])
 
 

@@ -19,7 +19,7 @@ from appliance.imaging.noise import estimate_noise
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from appliance.mri.phantom import cine_image
-from training.dead_leaves import dead_leaves
+from training.dead_leaves import scanned_leaves
 from training.dicom_slices import dicom_slices
 
 Image = NDArray[np.float32]
@@ -54,7 +54,7 @@ def body_psnr_db(image: Image, truth: Image) -> float:
 
 def phantoms() -> dict[str, list[Image]]:
     """Return noise-free phantoms that no model was trained on, by what they are."""
-    leaves = [dead_leaves(np.random.default_rng([1, HELD_OUT + i]), 256) for i in range(4)]
+    leaves = [scanned_leaves(np.random.default_rng([1, HELD_OUT + i]), 256) for i in range(4)]
     return {
         "modified Shepp-Logan phantom": [resize(shepp_logan_phantom(), (256, 256)).astype(np.float32)],
         "cine chest phantom": [cine_image(0)],
