@@ -137,7 +137,7 @@ def _models(settings: Settings) -> Iterator[str]:
     for name, pipeline in settings.pipelines.items():
         for number, stage in enumerate(pipeline.stages):
             model = getattr(stage.settings, "model", None)
-            if not isinstance(model, str) or not model:  # empty: the stage works without
+            if not isinstance(model, str):
                 continue
             try:
                 read_model(model, where.folders(model)[0])

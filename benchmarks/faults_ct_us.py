@@ -214,7 +214,8 @@ def us_patient(number: int, n_frames: int) -> Iterator[Image]:
     return iter(simulated_clip(number, n_frames))
 
 
-Patient = Callable[[int, int], Iterator[Image]]
+Patient = Callable[[int, int], Iterator[Image]]  # number, frames
+FRAMES_OF = {CtFaults: 250, UltrasoundFaults: 500}  # of one patient, for the false alarms
 
 
 def commissioned(kind: type[Any], patient: Patient, n_patients: int = 10, n_frames: int = 100) -> dict[str, float]:
@@ -231,7 +232,7 @@ def commissioned(kind: type[Any], patient: Patient, n_patients: int = 10, n_fram
 
 def false_alarms(kind: type[Any], patient: Patient, limits: Mapping[str, float], n_frames: int) -> dict[str, Any]:
     """Alarms by vote, and single findings, in clean frames of patients that commissioning did not see."""
-    per_patient, findings, alarms = 250, Counter[str](), 0
+    per_patient, findings, alarms = FRAMES_OF[kind], Counter[str](), 0
     n_patients = max(1, n_frames // per_patient)
     for number in range(2000, 2000 + n_patients):
         judging, log = detector(kind, limits), EventLog()

@@ -131,11 +131,6 @@ def test_a_model_that_is_not_there(tmp_path):
     assert "none-such.yaml: no such model card; models in this folder: " in line
 
 
-def test_a_stage_without_a_model_needs_none(tmp_path):
-    more = "pipelines: {p: {source: mrd, stages: [detect_anomalies: {model: ''}], sinks: [preview]}}\n"
-    assert environment.passing(site(tmp_path, more)) == []
-
-
 def test_an_activated_model_is_the_one_that_is_checked(tmp_path):
     more = "pipelines: {p: {source: mrd, stages: [denoise: {model: mr-denoise}], sinks: [preview]}}\n"
     settings = site(tmp_path, more)
