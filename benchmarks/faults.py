@@ -161,8 +161,8 @@ class Patient:
         return float(np.random.default_rng([21, self.number]).uniform(0.015, 0.035))
 
     def _scene(self, i: int) -> Scene:
-        up = BREATH_PX * np.sin(2 * np.pi * i / BREATH_FRAMES)
-        truth = placed(np.random.default_rng([22, self.number]), chest(i), (112, 112), up)
+        down = BREATH_PX * np.sin(2 * np.pi * i / BREATH_FRAMES)
+        truth = placed(np.random.default_rng([22, self.number]), chest(i), (112, 112), down)
         return Scene(truth, self.coils, self._noise, 2)
 
     def frames(self, n: int, seed: int, fault: str = "", begin: int = 0) -> Iterator[Acquired]:

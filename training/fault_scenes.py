@@ -52,8 +52,8 @@ def fit(rng: np.random.Generator, image: Image, shape: tuple[int, int]) -> Image
     return np.asarray(fitted / max(float(np.percentile(fitted[fitted > 0.05], 95)), 1e-3), np.float32)
 
 
-def placed(rng: np.random.Generator, image: Image, shape: tuple[int, int], up: float = 0.0) -> Image:
-    """Return `image` turned, scaled a little, moved, and sampled to `shape`, `up` by pixels of it; air where it ends.
+def placed(rng: np.random.Generator, image: Image, shape: tuple[int, int], down: float = 0.0) -> Image:
+    """Return `image` turned, scaled a little, moved, and sampled to `shape`, `down` by pixels of it; air where it ends.
 
     Drawn from `rng`, so that the frames of one patient lie alike.
     """
@@ -61,7 +61,7 @@ def placed(rng: np.random.Generator, image: Image, shape: tuple[int, int], up: f
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([scale * image.shape[0] / shape[0], scale * image.shape[1] / shape[1]])
     centre = (np.array(image.shape) - 1) / 2 + rng.uniform(-0.04, 0.04, 2) * image.shape
-    offset = centre - matrix @ ((np.array(shape) - 1) / 2 + np.array([up, 0]))
+    offset = centre - matrix @ ((np.array(shape) - 1) / 2 + np.array([down, 0]))
     return np.asarray(affine_transform(image, matrix, offset, shape, order=1), np.float32)
 
 

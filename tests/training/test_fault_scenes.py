@@ -63,9 +63,9 @@ def test_receiver_faults_leave_what_they_were_given(fault):
 def test_the_frames_of_one_patient_lie_alike_but_for_breathing():
     image = np.zeros((64, 64), np.float32)
     image[20:40, 24:40] = 1
-    still, again, up = (placed(np.random.default_rng(3), image, (96, 96), by) for by in (0, 0, 5))
+    still, again, down = (placed(np.random.default_rng(3), image, (96, 96), by) for by in (0, 0, 5))
     np.testing.assert_array_equal(still, again)
-    np.testing.assert_allclose(np.roll(still, -5, axis=0), up, atol=1e-4)
+    np.testing.assert_allclose(np.roll(still, 5, axis=0), down, atol=1e-4)
 
 
 def test_the_area_counts_ties_half():
