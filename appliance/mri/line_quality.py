@@ -10,7 +10,7 @@ from scipy.ndimage import median_filter
 
 from appliance.frames import Finding
 from appliance.mri.baseline import Baseline, Levels
-from appliance.mri.rules import Bools, Found, Kspace
+from appliance.mri.rules import Bools, Floats, Found, Kspace
 
 ZIPPER_LINES = 64  # outermost lines that are looked at; more only cost time
 ZIPPER_BESIDE = 25  # columns whose median is the level that is expected
@@ -54,17 +54,16 @@ def _outer_lines(ky: NDArray[np.int64], imaging: Bools) -> NDArray[np.intp]:
 def find_line_drop(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, limit: float) -> Found:
     """Find the line with the least signal in all coils against the two on each side of it. `ky` as in `levels`.
 
-    Of each line the usual signal is the measure, once that is known: lines of some anatomy have little.
+    And of their usual signal it must have less than those, once that is known: lines of some anatomy have little.
     """
     if len(ky) < MIN_LINES or levels.sparse:
         return None, []
     noise = np.where(levels.noise > 0, levels.noise, 1.0)
     line = np.sqrt((levels.lines / noise[:, None]).sum(axis=0))
+    times = _times_less(line)
     if baseline.usual is not None and baseline.lines is not None:
-        line = line / np.maximum(np.sqrt((baseline.lines / noise[:, None]).sum(axis=0)), 1e-38)
-    before = np.maximum(line[1:-3], line[:-4])
-    after = np.maximum(line[3:-1], line[4:])
-    times = np.minimum(before, after) / np.maximum(line[2:-2], line.max() / MOST_TIMES**2)
+        usual = np.sqrt((baseline.lines / noise[:, None]).sum(axis=0))
+        times = np.minimum(times, _times_less(line / np.maximum(usual, 1e-38)))
     at = int(times.argmax())
     measured = min(float(times[at]), MOST_TIMES)
     if measured <= limit:
@@ -77,3 +76,9 @@ def find_line_drop(levels: Levels, ky: NDArray[np.int64], baseline: Baseline, li
         "and repeat the scan"
     )
     return measured, [Finding("line_drop", message, "warning", measured, limit, {"line": int(ky[at + 2])})]
+
+
+def _times_less(line: Floats) -> Floats:
+    """How many times its own the signal beside each line is; the first and last two are left out."""
+    before, after = np.maximum(line[1:-3], line[:-4]), np.maximum(line[3:-1], line[4:])
+    return np.asarray(np.minimum(before, after) / np.maximum(line[2:-2], line.max() / MOST_TIMES**2))

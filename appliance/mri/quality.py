@@ -61,7 +61,9 @@ def find_spike(
     scale = 1 / max(float(levels.signal.max()), 1e-38)
     peaks = _over_coils(kspace, scale)
     if levels.block is not None and baseline.usual is not None and baseline.block and baseline.recent is not None:
-        peaks[imaging, baseline.block[1]] = _over_coils(levels.block - baseline.recent, scale)
+        columns = baseline.block[1]
+        changed = _over_coils(levels.block - baseline.recent, scale)
+        peaks[imaging, columns] = np.minimum(peaks[imaging, columns], changed)  # what is lost is no spike
     floor = max(float(np.sqrt(levels.noise.max() * scale)), 1e-5)  # the lowest level expected anywhere
     around = np.maximum(_neighbours(peaks), floor)
     core = max(CORE_LEVEL * float(around.max()), CORE_OVER_TYPICAL * float(np.median(around)))

@@ -101,10 +101,17 @@ function showModels(status) {
   );
 }
 
+function showCommissioned(status) {
+  const said = Object.values(status.stages || {}).map((own) => own.commissioned).filter(Boolean);
+  const words = (of) => (of.startsWith("not commissioned") ? of : `thresholds ${of}`);
+  byId("commissioned").textContent = said.map(words).join("; ");
+}
+
 export function showStatus(status, pipeline) {
   const own = status.processes[`pipeline-${pipeline}`] || {};
   byId("site").textContent = status.site;
   showFindings(((own.sinks || {}).preview || {}).recent_findings || []);
+  showCommissioned(own);
   showLatency(own);
   showFrames(own);
   showOutbox(status.buffer);

@@ -41,7 +41,7 @@ def nearscan(site):
 
 def new_stage(folder, recorder, monkeypatch):
     monkeypatch.setattr(detect_anomalies, "recorder", lambda *_: recorder)
-    settings = detect_anomalies.Settings(model="")
+    settings = detect_anomalies.Settings()
     stage = detect_anomalies.make(settings, Context("mri-live", folder / "data", folder))
     stage.begin(
         Scan("s", "MR", ("coil", "ky", "kx"), (4, None, 64), "complex64", 0, encoding=cine_encoding((4, *MATRIX), 2))

@@ -22,6 +22,7 @@ def phantom(size=256):
     return np.clip(np.stack([body, noisy, 127 + (noisy - body)]), 0, 255).astype(np.uint8)
 
 
+NOT_YET = "not commissioned: default thresholds; run 'nearscan commission mri-live' after 500 clean frames"
 SPIKE = "RF spike in line 81 of coil 3: check the room's door and the lamps"
 STATUS = {
     "pipeline": "mri-live",
@@ -36,6 +37,7 @@ STATUS = {
                 "unlike_card": ["level"], "distance": {"level": 0.97}, "limit": {"level": 0.88},
             },
         },
+        "detect_anomalies": {"latency_ms": {"p50": 2.1, "p99": 3.3, "max": 4.0}, "commissioned": NOT_YET},
     },
     "sinks": {
         "openigtlink": {
@@ -110,12 +112,13 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
     mark = {"stage": "denoise", "reason": "the model failed its golden test"}
     scanner = Scanner(bench, findings=[finding], marks=[mark])
     page.wait_for("document.getElementById('state').textContent === 'LIVE'")
-    page.wait_for("document.querySelectorAll('#latency tr').length === 3")
+    page.wait_for("document.querySelectorAll('#latency tr').length === 4")
     text = page.ask("document.body.innerText")
     for said in (
         "UNPROCESSED by denoise: the model failed its golden test",
         "mr-denoise: unlike its card: noise level over the image's scale 0.97 (limit 0.88)",
         "Applied: reconstruct → denoise",
+        NOT_YET,
         SPIKE,
         "coil 5 lost its signal: check its plug",
         "in 40 images",
@@ -150,6 +153,20 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
         "/scan has ended: aborted, the scanner hung up/.test(document.getElementById('banner-text').textContent)"
     )
     assert state(page) == "NO LIVE DATA"
+
+
+def test_whether_fault_detection_is_commissioned_is_said_and_is_no_alarm(bench, page):
+    scanner = Scanner(bench)
+    said = "document.getElementById('commissioned').textContent"
+    page.wait_for(f'{said} === "{NOT_YET}"')
+    scanner.stop()
+    done = "for 8 coils, acceleration 2, from 600 frames"
+    bench.tell("pipeline-mri-live", **STATUS | {"stages": {"detect_anomalies": {"commissioned": done}}})
+    bench.tell("deliverer")
+    page.wait_for(f"{said} === 'thresholds {done}'")
+    page.wait_for("document.getElementById('alarm-box').hidden")
+    bench.tell("pipeline-mri-live", **STATUS | {"stages": {}})
+    page.wait_for(f"{said} === ''")
 
 
 def age_s(page):

@@ -50,6 +50,11 @@ def settled(n_coils=8, acceleration=1, **more):
     return baseline
 
 
+def over_coils(samples):
+    """Fourth root of the sum of fourth powers."""
+    return (np.abs(samples) ** 4).sum(axis=0) ** 0.25
+
+
 def place(seed, n_coils, n_lines, n_columns):
     """Somewhere outside the centre of k-space."""
     rng = np.random.default_rng(seed)
@@ -66,11 +71,12 @@ def test_a_spike_is_found_in_the_first_frame_and_placed(seed, acceleration, n_co
     kspace, ky = clean(seed, n_coils, acceleration).copy(), lines(MATRIX[0], acceleration)
     coil, line, column = place(seed, n_coils, len(ky), MATRIX[1])
     around = max(
-        np.abs(kspace[:, y, x]).max()
+        over_coils(kspace[:, y, x])
         for y in range(max(0, line - 2), min(len(ky), line + 3))
         for x in range(max(0, column - 4), min(MATRIX[1], column + 5))
         if y != line or abs(x - column) > 1
     )
+    kspace[:, line, column] = 0
     kspace[coil, line, column] = 12 * around
     found, _, unchecked = find(kspace, ky)
     assert [f.kind for f in found] == ["spike"]
@@ -97,7 +103,7 @@ def test_an_arc_that_hits_every_coil_is_one_finding():
 def test_the_limit_near_the_centre_of_kspace_is_ten_times_the_neighbours(times_neighbours):
     kspace = clean(0).copy()
     line, column = 66, 67
-    around = np.abs(kspace[:, line - 2 : line + 3, column - 4 : column + 5]).max()
+    around = over_coils(kspace[:, line - 2 : line + 3, column - 4 : column + 5]).max()
     kspace[2, line, column] = times_neighbours * around
     assert [f.kind for f in find(kspace, lines(128))[0]] == (["spike"] if times_neighbours > 10 else [])
 
@@ -249,7 +255,7 @@ def test_clean_frames_of_any_kind_are_silent(matrix, n_coils, noise_std):
         for index in range(5):
             ky = lines(matrix[0], acceleration)
             found, levels, unchecked = find(clean(index, n_coils, acceleration, matrix, noise_std), ky, baseline)
-            assert (found, unchecked) == ([], ["zipper"] if len(ky) < 32 else [])
+            assert (found, set(unchecked) - {"odd_even_first"}) == ([], {"zipper"} if len(ky) < 32 else set())
             baseline.accept(levels)
 
 
@@ -276,7 +282,7 @@ def test_sparse_sampling_says_what_it_cannot_check():
     kspace = clean(0) * (np.random.default_rng(0).random(MATRIX) < 0.12)
     found, _, unchecked = find(kspace, lines(128))
     assert found == []
-    assert unchecked == ["line_drop", "spike", "zipper"]
+    assert unchecked == ["line_drop", "odd_even_first", "spike", "zipper"]
 
 
 def test_a_lasting_change_of_level_becomes_normal_and_old_baselines_are_forgotten():
