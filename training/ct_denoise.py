@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train models/ct-denoise: `python -m training.ct_denoise --series ct_head_ge.tar.xz`, half an hour on one core.
+"""Train models/ct-denoise: `python -m training.ct_denoise --series ct_head_ge.tar.xz`, a quarter of an hour on a core.
 
 Begins with the weights of models/mr-denoise: after 1,000 steps the error is an eighth lower than without. Writes the
 ONNX file, the golden inputs and outputs, and the card with measured figures. `--reduced` trains a tenth as long

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The denoise stage on CT in Hounsfield units and on ultrasound displays: range, bounds, and models of another kind."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from appliance.context import Context
 from appliance.errors import StageError
 from appliance.frames import Frame, Scan
 from appliance.imaging.remove_noise import MOST_SIGMA
+from appliance.inference.card import shipped_models
 from operators.stages.denoise import Settings, make
 from training.low_dose_ct import scan_low_dose
 from training.parallel_beam import beam_for
@@ -16,9 +20,14 @@ from training.validate_us import PEERS, needle_display, needle_profile, psnr_db
 LEVEL_HU = 20.0
 
 
-@pytest.fixture
-def context(tmp_path):
-    return Context(pipeline="site", data_dir=tmp_path, run_dir=tmp_path)
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    """A site whose models are tried at a small size: that of a busy machine takes longer than a stage waits."""
+    folder = tmp_path_factory.mktemp("site")
+    models = shutil.copytree(shipped_models(), folder / "models")
+    for card in models.glob("*.yaml"):
+        card.write_text(re.sub("typical_px: .*", "typical_px: 64", card.read_text()))
+    return Context(pipeline="site", data_dir=folder, run_dir=folder, models_dir=models)
 
 
 def scan(modality) -> Scan:
