@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference import drift
-from appliance.inference.card import Card, Detection, Golden, Validation
+from appliance.inference.card import Card, Golden, Validation
 from appliance.inference.golden import write_golden
 from appliance.inference.onnxruntime import OnnxRuntime
 
@@ -40,7 +40,7 @@ def write_model(
     draft: Mapping[str, Any],
     golden_inputs: Mapping[str, Sequence[Array]],
     tolerance: Mapping[str, float],
-    measure: Callable[[Run], Sequence[Validation | Detection]],
+    measure: Callable[[Run], Sequence[Validation]],
     met: Iterable[tuple[Array, float]] = (),
 ) -> Card:
     """Write NAME.onnx, NAME.golden.npz and NAME.yaml into `folder` and return the card, whose figures are printed.

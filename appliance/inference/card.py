@@ -38,16 +38,6 @@ class Validation(_Part):
     other_db: float
 
 
-class Detection(_Part):
-    """How well one kind of fault is told from clean data; `other` is a named peer."""
-
-    data: Text
-    fault: Text
-    auroc: float = Field(ge=0, le=1, description="area under the receiver operating characteristic")
-    other: Text
-    other_auroc: float = Field(ge=0, le=1)
-
-
 class Input(_Part):
     name: Text
     channels: tuple[Text, ...] = Field(min_length=1)
@@ -103,7 +93,7 @@ class Card(_Part):
     what: Text
     use: Literal["research use only, not for diagnosis"]
     trained_on: Text
-    validated_on: tuple[Validation | Detection, ...] = Field(min_length=1)
+    validated_on: tuple[Validation, ...] = Field(min_length=1)
     limits: tuple[Text, ...] = Field(min_length=1)
     file: FileName
     sha256: Sha256
