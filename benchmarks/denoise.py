@@ -58,15 +58,19 @@ class Ours:
         chosen = backend or OpenVino(THREADS)
         self.session = chosen.load(self.model.onnx, self.card.signature, precision)
         self.memory: Image | None = None
+        self.scale = 0.0
 
     def forget(self, image: Image) -> None:
-        """Start a new scan of images like this one."""
+        """Start a new scan of images like this one: its first frame decides the scale, as in the stage."""
+        self.scale = 0.0
         if self.card.memory:
             self.memory = np.zeros(self.card.memory.shape(*image.shape), np.float32)
 
     def __call__(self, noisy: Image, sigma: float) -> Image:
-        scale, multiple = float(np.percentile(noisy, 99.5)), self.card.input.multiple_px
-        cleaned = remove_noise(noisy, sigma, scale, self.session.run, self.memory, multiple_px=multiple)
+        if self.memory is None or not self.scale:
+            self.scale = float(np.percentile(noisy, 99.5))
+        multiple = self.card.input.multiple_px
+        cleaned = remove_noise(noisy, sigma, self.scale, self.session.run, self.memory, multiple_px=multiple)
         self.memory = cleaned.memory
         return np.asarray(cleaned.image)
 
