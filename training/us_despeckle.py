@@ -72,8 +72,7 @@ def draw_batch(pool: Displays, rng: torch.Generator) -> tuple[torch.Tensor, torc
     which = torch.randint(0, len(pool.truth), (BATCH,), generator=rng)
     corners = torch.rand(BATCH, 2, generator=rng).tolist()
     boxes = [
-        (i, _span(y, wide[0], steps[0]), _span(x, wide[1], steps[1]))
-        for i, (y, x) in zip(which, corners, strict=True)
+        (i, _span(y, wide[0], steps[0]), _span(x, wide[1], steps[1])) for i, (y, x) in zip(which, corners, strict=True)
     ]
     truth, shown = (torch.stack([part[box] for box in boxes])[:, None] for part in (pool.truth, pool.shown))
     if torch.rand((), generator=rng) < 0.5:
