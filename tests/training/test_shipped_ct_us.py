@@ -63,6 +63,9 @@ def test_real_ultrasound_keeps_its_brightness_and_its_bright_edges():
     grey = (frame > 20) & (frame < 235)
     assert abs((result - frame)[grey].mean()) < 0.1 * level
     assert result[frame > 200].mean() > 0.9 * frame[frame > 200].mean()
-    assert np.median(np.abs(np.diff(result, axis=1))[:, :][grey[:, 1:]]) < 0.5 * np.median(
-        np.abs(np.diff(frame, axis=1))[grey[:, 1:]]
-    )
+    dim = (frame > 20) & (frame < 100)  # where the display is not driven into white: there speckle stays, see the card
+
+    def roughness(image):
+        return np.median(np.abs(np.diff(image, axis=1))[dim[:, 1:]])
+
+    assert roughness(result) < 0.5 * roughness(frame)
