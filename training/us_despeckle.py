@@ -132,8 +132,8 @@ def draft_card(minutes: float) -> dict[str, Any]:
             "Grains of 2 to 13 pixels; a display that was enlarged more has coarser ones, which look like structure.",
             "A machine that filters speckle already leaves another texture, on which it was never measured.",
             "Speckle that says something (its motion, its statistics) is gone: not before tracking or tissue typing.",
-            "Where the gain drives the display into white, speckle stays: of a real spine phantom's frame it smooths the "
-            "dim half only.",
+            "Where the gain drives the display into white, speckle stays: of a real spine phantom's frame it smooths "
+            "the dim half only.",
             "Text and marks in the picture are taken for tissue.",
         ],
         "input": Input(
