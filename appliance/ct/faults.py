@@ -18,6 +18,7 @@ from appliance.arrays import to_host
 from appliance.ct.rings import strongest_ring
 from appliance.ct.views import SMALLEST_PX, Views, measure_views
 from appliance.faults.detector import Rule
+from appliance.faults.not_finite import find_not_finite
 from appliance.frames import IMAGE_AXES, Finding, Frame, Scan
 
 NARROW_DEGREES = 4.0  # an arc is over in a few milliseconds; what lasts longer is the patient's thickness
@@ -99,12 +100,10 @@ class CtFaults:
 
 
 def _find_unusable(image: NDArray[np.float32]) -> list[Finding]:
-    n_bad = int(image.size - np.count_nonzero(np.isfinite(image)))
-    if n_bad:
-        return [Finding("not_finite", f"{n_bad} pixels are not numbers; do not use this image", "alarm", n_bad)]
-    if not image.size or image.max() == image.min():
+    found = find_not_finite(image)
+    if not found and (not image.size or image.max() == image.min()):
         return [Finding("all_zero", "every pixel has the same value; check the scanner and repeat the scan", "alarm")]
-    return []
+    return found
 
 
 def _angle(rule: str, views: Views) -> float:

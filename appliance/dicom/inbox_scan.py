@@ -111,9 +111,12 @@ class InboxScan:
         return self._buffer.segments.read(member.place, member.digest)
 
     def _scan(self, member: Member) -> Scan:
-        attributes: dict[str, Any] = {"repeatable": True, "opening": self.opening}
-        attributes["clips"] = True  # frames of one instance have one time
-        attributes["image_type"] = tuple(filter(None, member.attributes.get("ImageType", "").split("\\")))
+        attributes: dict[str, Any] = {
+            "repeatable": True,
+            "opening": self.opening,
+            "clips": True,  # frames of one instance have one time
+            "image_type": tuple(filter(None, member.attributes.get("ImageType", "").split("\\"))),
+        }
         return Scan(
             scan_id=self.scan_id,
             modality=cast(Literal["MR", "CT", "US"], member.attributes["Modality"]),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from appliance.faults.not_finite import find_not_finite
 from appliance.frames import Finding
 from appliance.mri.baseline import Baseline, Levels
 from appliance.mri.quality import find_frozen, find_signal_drop
@@ -28,14 +29,10 @@ def measure_image(image: Floats) -> Levels:
 
 def find_unusable_image(image: Floats) -> list[Finding]:
     """Find pixels that are not numbers and an image without any."""
-    with np.errstate(all="ignore"):
-        total = float(image.sum(dtype=np.float64))
-    if not np.isfinite(total):
-        n_bad = int(np.count_nonzero(~np.isfinite(image)))
-        return [Finding("not_finite", f"{n_bad} pixels are not numbers; do not use this image", "alarm", n_bad)]
-    if total == 0 and not image.any():
+    found = find_not_finite(image)
+    if not found and not image.any():
         return [Finding("all_zero", "the image holds only zeros; check the receiver and repeat the scan", "alarm")]
-    return []
+    return found
 
 
 def ghost_level(image: Floats) -> float | None:

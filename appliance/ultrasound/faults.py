@@ -17,6 +17,7 @@ from scipy.ndimage import grey_closing
 
 from appliance.arrays import to_host
 from appliance.faults.detector import Rule
+from appliance.faults.not_finite import find_not_finite
 from appliance.frames import IMAGE_AXES, Finding, Frame, Scan
 
 Image = NDArray[np.floating[Any]]
@@ -174,12 +175,10 @@ class UltrasoundFaults:
 
 
 def _find_unusable(image: Image) -> list[Finding]:
-    n_bad = int(image.size - np.count_nonzero(np.isfinite(image)))
-    if n_bad:
-        return [Finding("not_finite", f"{n_bad} pixels are not numbers; do not use this image", "alarm", n_bad)]
-    if not image.any():
+    found = find_not_finite(image)
+    if not found and not image.any():
         return [Finding("all_zero", "the picture is black; check the probe, the video cable and Freeze", "alarm")]
-    return []
+    return found
 
 
 def _picture(seen: Bools) -> tuple[slice, slice] | None:
