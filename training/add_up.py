@@ -25,7 +25,6 @@ SHIFT_2, SHIFT_6 = (8.0, 16.0), (5.0, 10.0)
 SPREAD_2, SPREAD_6 = (3.0, 5.0), (1.4, 1.8)
 _LEAST_LEVEL = 1e-4  # of an image of about 1: divides where no noise is
 
-
 Limits = tuple[float, float]
 
 
@@ -44,9 +43,10 @@ def add_up(f: Operations, image: Any, level: Any, memory: Any) -> Added:
     of the order of 1 and an engine's rounding is judged alike.
     """
     mean, count = f.channel(memory, 0), f.line(f.channel(memory, 1), MOST_FRAMES, 0)
-    kept = f.multiply(count, f.double(_agreement(f, f.subtract(image, mean), level, count)))
+    change = f.subtract(image, mean)
+    kept = f.multiply(count, f.double(_agreement(f, change, level, count)))
     total = f.line(kept, 1, 1)
-    mean = f.add(mean, f.divide(f.subtract(image, mean), total))
+    mean = f.add(mean, f.divide(change, total))
     share = f.clip(f.line(total, 1 / MOST_FRAMES, 0), 0, 1 - 1 / MOST_FRAMES)
     return Added(mean, f.divide(level, f.root(total)), f.join(mean, share))
 
