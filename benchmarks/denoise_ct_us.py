@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from appliance.ct.noise import estimate_ct_noise
 from appliance.inference.card import read_model, shipped_models
 from appliance.inference.onnxruntime import OnnxRuntime
 from appliance.ultrasound.speckle import estimate_speckle
+from benchmarks.denoise import milliseconds
 from training import validate_ct, validate_us
 from training.low_dose_ct import scan_low_dose
 from training.parallel_beam import beam_for
@@ -204,20 +203,10 @@ def speed(ct: Ours) -> list[dict[str, Any]]:
             "NLM": lambda image=image: validate_ct.non_local_means(image, 20.0),  # type: ignore[misc]
             "BM3D": lambda image=image: bm3d_hu(image, 20.0),  # type: ignore[misc]
         }
-        times = {name: _milliseconds(work, 1 if name == "BM3D" else 5) for name, work in ways.items()}
+        times = {name: milliseconds(work, 1 if name == "BM3D" else 5)["median_ms"] for name, work in ways.items()}
         rows.append({"size": size, **{f"{name}_ms": round(ms, 1) for name, ms in times.items()}})
         rows[-1]["bm3d_over_ours"] = round(times["BM3D"] / times["ours"], 1)
     return rows
-
-
-def _milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
 
 
 def pictures(ct: Ours, us: Ours, folder: Path) -> None:

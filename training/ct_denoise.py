@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from appliance.imaging.remove_noise import MOST_SIGMA
 from appliance.inference.card import Input, Output, Training, read_model, shipped_models
 from appliance.inference.golden import plain_inputs
 from training.low_dose_ct import draw_beam, draw_scans, hu_phantom, scan_low_dose
 from training.patches import add_lesions
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, take_weights, to_onnx
-from training.validate_ct import HELD_OUT, validate_ct
+from training.validate_ct import validate_ct
+from training.validate_denoise import HELD_OUT
+from training.weighted_error import weighted_error
 from training.write_model import arguments, write_model
 
 SEED = 2
@@ -96,12 +97,9 @@ def begin() -> UNet:
 
 
 def error_of(net: UNet, rng: torch.Generator, pool: Bodies) -> torch.Tensor:
-    """Return the squared error after subtraction, weighted so that low noise counts too."""
+    """Return the error on a new batch."""
     truth, level, noisy = draw_batch(pool, rng)
-    noise = net(torch.cat([noisy, level], 1))[0].float()
-    noise = torch.maximum(torch.minimum(noise, MOST_SIGMA * level), -MOST_SIGMA * level)
-    weight = (level.mean((1, 2, 3), keepdim=True) + FLOOR) ** -1.5
-    return ((noisy - noise - truth) ** 2 * weight).mean()
+    return weighted_error(net(torch.cat([noisy, level], 1))[0], truth, level, noisy, FLOOR)
 
 
 def golden_inputs() -> dict[str, tuple[np.ndarray]]:

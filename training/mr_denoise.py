@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from appliance.imaging.remove_noise import MOST_SIGMA
 from appliance.inference.card import Input, Output, Training
 from appliance.inference.golden import plain_inputs
 from training.dead_leaves import Image, scanned_leaves
@@ -24,6 +23,7 @@ from training.phantoms import scanned_phantom
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
 from training.validate_denoise import HELD_OUT, rician, validate_denoise
+from training.weighted_error import weighted_error
 from training.write_model import arguments, write_model
 
 SEED = 1
@@ -47,13 +47,6 @@ def add_rician(truth: torch.Tensor, level: torch.Tensor, rng: torch.Generator) -
     """Return the magnitude of `truth` with complex normal noise of standard deviation `level` in each part."""
     real, imaginary = level * torch.randn(2, *truth.shape, generator=rng)
     return torch.hypot(truth + real, imaginary)
-
-
-def weighted_error(noise: torch.Tensor, truth: torch.Tensor, level: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-    """Return the squared error after subtraction, weighted so that low noise counts too."""
-    noise = torch.maximum(torch.minimum(noise.float(), MOST_SIGMA * level), -MOST_SIGMA * level)
-    mean_level = level.mean((1, 2, 3), keepdim=True)
-    return ((noisy - noise - truth) ** 2 / (mean_level + 0.02) ** 1.5).mean()
 
 
 def error_of(net: UNet, rng: torch.Generator, pool: torch.Tensor) -> torch.Tensor:

@@ -23,11 +23,12 @@ from appliance.mri.phantom import cine_image
 from training import mr_denoise
 from training.add_up import MOST_FRAMES, add_up
 from training.dead_leaves import Image
-from training.mr_denoise import add_rician, weighted_error
+from training.mr_denoise import add_rician
 from training.patches import add_lesions, draw_level, draw_truth
 from training.train import train
 from training.unet import MEMORY, MULTIPLE_PX, NEXT_MEMORY, UNet, take_weights, to_onnx
 from training.validate_denoise import NOISE_PERCENT, Run, body_psnr_db, non_local_means, rician
+from training.weighted_error import weighted_error
 from training.write_model import arguments, write_model
 
 SEED = 2

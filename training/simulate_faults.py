@@ -27,7 +27,6 @@ Image = NDArray[np.float32]
 Kspace = NDArray[np.complex64]
 
 N_CALIBRATION = 24
-LARGEST_OVERFLOW = 1.7  # the largest patient, over the field of view
 
 
 class Acquired(NamedTuple):

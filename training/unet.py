@@ -23,7 +23,7 @@ from torch import nn
 from training.add_up import add_up
 from training.operations import InOnnx, InTorch, Operations
 
-WIDTHS = (32, 48, 64, 96)  # channels at 1/2, 1/4, 1/8, 1/16 of the size: 25 ms at 512 × 512 in bf16 on two cores
+WIDTHS = (32, 48, 64, 96)  # channels at 1/2, 1/4, 1/8, 1/16 of the size
 MULTIPLE_PX = 2 ** len(WIDTHS)  # sides of an image must be multiples of this
 _QUIET = 0.4  # what a block adds at first, so that signals stay of one size through all of them
 INPUT, NOISE, MEMORY, NEXT_MEMORY = "image_and_noise_level", "noise", "memory", "next_memory"

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from appliance.imaging.remove_noise import MOST_SIGMA
 from appliance.inference.card import Input, Output, Training
 from appliance.inference.golden import plain_inputs
 from training.speckle import LOG_RAYLEIGH_DB, draw_probe, draw_tissue, show
 from training.train import train
 from training.unet import INPUT, MULTIPLE_PX, NOISE, UNet, to_onnx
-from training.validate_us import HELD_OUT, validate_us
+from training.validate_denoise import HELD_OUT
+from training.validate_us import validate_us
+from training.weighted_error import weighted_error
 from training.write_model import arguments, write_model
 
 SEED = 3
@@ -90,12 +91,9 @@ def draw_batch(pool: Displays, rng: torch.Generator) -> tuple[torch.Tensor, torc
 
 
 def error_of(net: UNet, rng: torch.Generator, pool: Displays) -> torch.Tensor:
-    """Return the squared error after subtraction, weighted so that little speckle counts too."""
+    """Return the error on a new batch."""
     truth, level, shown = draw_batch(pool, rng)
-    noise = net(torch.cat([shown, level], 1))[0].float()
-    noise = torch.maximum(torch.minimum(noise, MOST_SIGMA * level), -MOST_SIGMA * level)
-    weight = (level.mean((1, 2, 3), keepdim=True) + 0.02) ** -1.5
-    return ((shown - noise - truth) ** 2 * weight).mean()
+    return weighted_error(net(torch.cat([shown, level], 1))[0], truth, level, shown)
 
 
 def golden_inputs() -> dict[str, tuple[np.ndarray]]:

@@ -43,9 +43,8 @@ def plant(rng: np.random.Generator, kind: str, frame: Image) -> Planted:
         return Planted(np.where(image > 0, np.minimum(image + up, 255), 0).astype(np.float32), 0)
     if kind == "dropped_lines":
         width = max(1, round(rng.uniform(0.004, 0.018) * n_columns))
-        echoes = (
-            np.flatnonzero(frame.mean(axis=0)[width:-width] > 0.5 * frame.mean()) + width
-        )  # no line drops in a shadow
+        lit = frame.mean(axis=0)[width:-width] > 0.5 * frame.mean()  # no line drops in a shadow
+        echoes = np.flatnonzero(lit) + width
         column = int(rng.choice(echoes))
         image[:, column : column + width] = rng.uniform(0, 4, (n_rows, width))
         return Planted(np.rint(image), column)

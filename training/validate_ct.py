@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.restoration import denoise_nl_means
 
 from appliance.ct.noise import estimate_ct_noise
 from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
+from training import validate_denoise
 from training.dicom_slices import dicom_slices
 from training.low_dose_ct import LowDose, draw_scans, scan_low_dose
 from training.parallel_beam import beam_for
+from training.validate_denoise import HELD_OUT
 
 Image = NDArray[np.float32]
 Run = Callable[..., tuple[Image, ...]]
 
 LEVELS_HU = (10.0, 20.0, 40.0)
 PEAK_HU = 1000.0
-HELD_OUT = 1_000_000  # bodies from this number on were never trained on
 _CT = DOMAINS["ct-hu"]
 _PEER = "non-local means (scikit-image, patch 5, distance 6, h 0.8 sigma, sigma known)"
 
@@ -76,8 +76,7 @@ def real(series: Path, level_hu: float) -> list[LowDose]:
 
 def non_local_means(noisy: Image, sigma: float) -> Image:
     """Return what scikit-image's fast non-local means makes of it, the noise known."""
-    given = {"patch_size": 5, "patch_distance": 6, "h": 0.8 * sigma / PEAK_HU, "sigma": sigma / PEAK_HU}
-    return np.asarray(denoise_nl_means(noisy / PEAK_HU, fast_mode=True, **given) * PEAK_HU, np.float32)
+    return validate_denoise.non_local_means(noisy, sigma, PEAK_HU)
 
 
 def validation_sets(series: Path | None, level_hu: float) -> Iterator[tuple[str, list[LowDose]]]:

@@ -26,7 +26,7 @@ Image = NDArray[np.float32]
 Run = Callable[..., tuple[Image, ...]]
 
 NOISE_PERCENT = (2.0, 5.0, 10.0)  # of the image's maximum
-HELD_OUT = 1_000_000  # dead leaves from this number on were never trained on
+HELD_OUT = 1_000_000  # images, bodies and displays from this number on were never trained on
 _BODY = 0.1  # of the image's maximum
 _PEER = "non-local means (scikit-image, patch 5, distance 6, h 0.8 sigma, sigma known)"
 
@@ -67,10 +67,12 @@ def real_slices(series: Path) -> list[Image]:
     return list(dicom_slices(series)[6:-6:4])
 
 
-def non_local_means(noisy: Image, sigma: float) -> Image:
-    """Return what scikit-image's fast non-local means makes of it, the noise known."""
-    peak = float(noisy.max())
-    given = {"patch_size": 5, "patch_distance": 6, "h": 0.8 * sigma / peak, "sigma": sigma / peak}
+def non_local_means(
+    noisy: Image, sigma: float, peak: float | None = None, patch_px: int = 5, distance_px: int = 6
+) -> Image:
+    """Return what scikit-image's fast non-local means makes of it, the noise known; `peak` None: the largest pixel."""
+    peak = peak or float(noisy.max())
+    given = {"patch_size": patch_px, "patch_distance": distance_px, "h": 0.8 * sigma / peak, "sigma": sigma / peak}
     return np.asarray(denoise_nl_means(noisy / peak, fast_mode=True, **given) * peak, np.float32)
 
 

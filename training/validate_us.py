@@ -12,20 +12,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, median_filter, uniform_filter
-from skimage.restoration import denoise_nl_means
 
 from appliance.imaging.denoise_domains import DOMAINS
 from appliance.imaging.remove_noise import remove_noise
 from appliance.inference.card import Validation
 from appliance.ultrasound.speckle import estimate_speckle
+from training import validate_denoise
 from training.speckle import LOG_RAYLEIGH_DB, Probe, Tissue, draw_probe, draw_tissue, show
+from training.validate_denoise import HELD_OUT
 
 Image = NDArray[np.float32]
 Run = Callable[..., tuple[Image, ...]]
 
 WHITE = 255.0
 NEEDLE = (100, 110)  # a pixel that it runs through
-HELD_OUT = 1_000_000  # displays from this number on were never trained on
 _US = DOMAINS["us-log"]
 _PEER = "non-local means (scikit-image, patch 7, distance 11, h 0.8 sigma, sigma known)"
 
@@ -89,8 +89,7 @@ def psnr_db(image: Image, truth: Image) -> float:
 
 def non_local_means(shown: Image, level: float) -> Image:
     """Return what scikit-image's fast non-local means makes of it, patches larger than the grains, noise known."""
-    given = {"patch_size": 7, "patch_distance": 11, "h": 0.8 * level / WHITE, "sigma": level / WHITE}
-    return np.asarray(denoise_nl_means(shown / WHITE, fast_mode=True, **given) * WHITE, np.float32)
+    return validate_denoise.non_local_means(shown, level, WHITE, patch_px=7, distance_px=11)
 
 
 def median(shown: Image, _level: float) -> Image:
