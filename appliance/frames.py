@@ -131,6 +131,19 @@ class Position:
     average: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Tracking:
+    """Where the image and the tools were when a frame was acquired.
+
+    Matrices (4, 4) are rigid and map to the reference frame, LPS mm. `image_to_reference` is None where it is not
+    valid, `reason` says why; then the frame's `affine` is in the image's own frame and no place in the room.
+    """
+
+    image_to_reference: Affine | None
+    reason: str = ""
+    tools: Mapping[str, Affine] = field(default_factory=dict)  # by name, e.g. "Stylus"; only those that are valid
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Frame:
     """One array on its way through the graph.
@@ -159,6 +172,7 @@ class Frame:
     marks: tuple[Mark, ...] = ()
     findings: tuple[Finding, ...] = ()
     original: Array | None = None
+    tracking: Tracking | None = None  # None: nothing is tracked here
     attachments: Mapping[str, Array] = field(default_factory=dict)
 
     @property

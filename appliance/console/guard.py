@@ -12,6 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from appliance.console.roles import Person
+
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -66,6 +68,7 @@ class Guard:
 
         headers = Headers(scope=scope)
         if is_our_name(headers.get("host", "")) and is_same_origin(headers):
+            scope["nearscan.person"] = Person("local", "engineer")
             return await self._app(scope, receive, send_guarded)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008, "reason": "foreign origin"})
