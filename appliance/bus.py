@@ -4,7 +4,7 @@
 Rule: nothing that must not be lost travels here. ZeroMQ PUB/SUB over ``ipc://``, one socket file for each
 (process, topic), high-water mark of one: a slow reader misses messages, a writer never waits.
 Processes are named "daemon", "deliverer", "receiver", "console" and "pipeline-NAME"; topics are "status"
-(a JSON object, about once a second) and "preview" (a JSON object and pixels).
+(a JSON object, about once a second), "preview" (a JSON object and pixels) and "volume" (imaging/volume_message.py).
 """
 
 from __future__ import annotations
