@@ -62,8 +62,8 @@ def suspect(measured: Measurements, rules: Mapping[str, Rule]) -> NDArray[np.boo
 def learn_setup(measured: Measurements, rules: Mapping[str, Rule], rate: float, *, all_clean: bool = False) -> Setup:
     """Return thresholds that clean frames exceed at `rate`, all rules together.
 
-    Raises CommissioningError with fewer than FEWEST_FRAMES frames, or when more than one in a hundred exceeds a
-    default threshold and nobody said that `all_clean` were.
+    Raises CommissioningError with fewer than FEWEST_FRAMES frames, when more than one in a hundred exceeds a
+    default threshold and nobody said that `all_clean` were, or when no rule has a basis.
     """
     frames = measured.frames
     if not all_clean:
@@ -81,7 +81,12 @@ def learn_setup(measured: Measurements, rules: Mapping[str, Rule], rate: float, 
     columns = {name: frames[:, i] for i, name in enumerate(measured.rules) if name in rules}
     known = {name: column[np.isfinite(column)] for name, column in columns.items()}
     known = {name: values for name, values in known.items() if len(values) >= FEWEST_FRAMES}
-    share = rate / max(len(known), 1)
+    if not known:
+        raise CommissioningError(
+            f"{measured.setup}: no rule measured anything in {FEWEST_FRAMES} of {len(frames)} clean frames; "
+            "look at what the detect_anomalies stage says of its rules"
+        )
+    share = rate / len(known)
     return Setup(
         n_frames=len(frames), rules={name: _learn(values, rules[name], share) for name, values in known.items()}
     )

@@ -62,3 +62,6 @@ def test_too_few_frames_are_refused_and_a_rule_without_a_basis_is_left_out():
     some = measured()
     some.frames[:200, 1] = np.nan
     assert list(learn_setup(some, RULES, 1e-4).rules) == ["spike"]
+    some.frames[:200, 0] = np.nan
+    with pytest.raises(CommissioningError, match="8 coils: no rule measured anything in 500 of 600 clean frames; look"):
+        learn_setup(some, RULES, 1e-4)
