@@ -22,6 +22,7 @@ from appliance.console.guard import Guard
 from appliance.console.live_socket import LiveSocket, refuse
 from appliance.console.metrics import write_metrics
 from appliance.console.newest import Newest
+from appliance.console.roles import needs, person
 from appliance.errors import StorageError
 from appliance.settings import Settings
 
@@ -48,7 +49,8 @@ class Console:
         """Return the ASGI application."""
         routes = [
             Route("/", self._page),
-            Route("/api/status", self._status),
+            Route("/api/me", who_am_i),
+            Route("/api/status", needs("viewer", self._status)),
             Route("/healthz", self._health),
             Route("/metrics", self._metrics),
             WebSocketRoute("/ws/live", self._live),
@@ -110,3 +112,9 @@ class Console:
             return self._buffer.counts() if self._buffer is not None else None
         except StorageError as error:
             return {"error": str(error)}
+
+
+async def who_am_i(request: Request) -> Response:
+    """Answer /api/me."""
+    who = person(request)
+    return JSONResponse({"name": who.name if who else "", "role": who.role if who else "", "csrf": ""})

@@ -5,11 +5,12 @@ const STALE_MS = 440; // the page looks every 50 ms, so "no live data" is on the
 const PING_EVERY_MS = 1000;
 const PING_VALID_MS = 30000;
 
-export class Live {
-  // onPreview(header, pixels) is called for every image, onState(header) for idle and ended.
-  constructor(onPreview, onState) {
-    this.onPreview = onPreview;
-    this.onState = onState;
+// Events: "preview" with {header, pixels} for every image, "state" with the header for idle and ended, "pipeline" when
+// another pipeline is looked at.
+class Live extends EventTarget {
+  constructor() {
+    super();
+    this.pipeline = "";
     this.connected = false;
     this.header = null; // of the newest image
     this.state = null; // of the newest message: live, idle or ended
@@ -23,6 +24,11 @@ export class Live {
     this.header = this.state = null;
     if (this.socket) this.socket.close();
     this.connect();
+    this.tell("pipeline", pipeline);
+  }
+
+  tell(what, detail) {
+    this.dispatchEvent(new CustomEvent(what, { detail }));
   }
 
   connect() {
@@ -67,9 +73,9 @@ export class Live {
     if (header.state === "live") {
       this.header = header;
       this.arrived = now;
-      this.onPreview(header, new Uint8Array(data, 4 + length));
+      this.tell("preview", { header, pixels: new Uint8Array(data, 4 + length) });
     } else {
-      this.onState(header);
+      this.tell("state", header);
     }
     this.send({ seen: true });
   }
@@ -99,3 +105,5 @@ export class Live {
 export function seconds(ms) {
   return ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
 }
+
+export const live = new Live(); // the one that the header speaks of; every view may look at it

@@ -1,30 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 // The panels beside the image, from /api/status.
 
-const byId = (id) => document.getElementById(id);
+import { element as el, fill } from "./page.js";
 
-export function element(tag, text, className) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
+const byId = (id) => document.getElementById(id);
+const element = (tag, text, className = "") => el(tag, { class: className }, text);
+const STATES = ["queued", "sending", "sent", "verified", "committed", "held", "quarantined"];
+
+function table(id, titles) {
+  const head = el("thead", {}, el("tr", {}, ...titles.map((title) => el("th", {}, title))));
+  return el("table", {}, head, el("tbody", { id }));
+}
+
+function panel(title, note, ...content) {
+  return el("section", {}, el("h2", {}, `${title} `, note), ...content);
+}
+
+const small = (id, text = "") => el("small", { id }, text);
+
+export function panels() {
+  const latency = small("", "to: since the last byte came in; in: within the stage");
+  const models = panel("Models", small("", "their data of the last 24 h beside the card's: a trend, not an alarm"));
+  models.id = "models-box";
+  models.hidden = true;
+  models.append(el("ul", { id: "models", class: "processes" }));
+  return el(
+    "aside",
+    {},
+    panel("Found in this scanner's data", small("commissioned"), el("ul", { id: "findings", class: "findings" })),
+    panel("Latency in ms", latency, table("latency", ["", "p50", "p95", "p99", "max"])),
+    panel("Frames", "", el("dl", { id: "frames" })),
+    panel("Results", small("produced"), table("outbox", ["to", ...STATES.slice(0, 6), "quarant."])),
+    models,
+    panel("Processes", "", el("ul", { id: "processes", class: "processes" })),
+  );
 }
 
 function clock(ns) {
   return new Date(ns / 1e6).toLocaleTimeString([], { hour12: false });
 }
 
-function rows(id, table) {
-  byId(id).replaceChildren(
-    ...table.map((cells) => {
-      const row = document.createElement("tr");
-      row.append(...cells);
-      return row;
-    }),
-  );
+function rows(id, lines) {
+  fill(byId(id), lines.map((cells) => el("tr", {}, ...cells)));
 }
 
-export function showFindings(found) {
+function showFindings(found) {
   const list = found.map((entry) => {
     const item = element("li", "", entry.severity);
     const words = element("span", `${entry.message} `);
@@ -33,7 +53,7 @@ export function showFindings(found) {
     item.append(words);
     return item;
   });
-  byId("findings").replaceChildren(...(list.length ? list : [element("li", "Nothing found.", "none")]));
+  fill(byId("findings"), list.length ? list : [element("li", "Nothing found.", "none")]);
 }
 
 function showLatency(status) {
@@ -59,46 +79,35 @@ function showFrames(status) {
     "past their deadline": sum("deadline_misses"),
     "displays dropped": display.dropped_displays || 0,
   };
-  byId("frames").replaceChildren(
-    ...Object.entries(facts).flatMap(([name, n]) => [element("dt", name), element("dd", String(n))]),
-  );
+  fill(byId("frames"), Object.entries(facts).flatMap(([name, n]) => [element("dt", name), element("dd", String(n))]));
 }
 
 function showOutbox(buffer) {
-  const states = ["queued", "sending", "sent", "verified", "committed", "held", "quarantined"];
   const counts = (buffer && buffer.destinations) || {};
   byId("produced").textContent = buffer ? buffer.error || `${buffer.produced} produced` : "";
   rows(
     "outbox",
     Object.entries(counts).map(([name, own]) => [
       element("td", name),
-      ...states.map((state) => element("td", String(own[state] || 0), state === "quarantined" && own[state] ? "attention" : "")),
+      ...STATES.map((state) => element("td", String(own[state] || 0), state === "quarantined" && own[state] ? "attention" : "")),
     ]),
   );
 }
 
 function showProcesses(processes) {
   const kinds = { running: "", starting: "waiting", draining: "waiting" };
-  byId("processes").replaceChildren(
-    ...Object.entries(processes).map(([name, own]) => {
-      const kind = own.state in kinds ? kinds[own.state] : "bad";
-      return element("li", own.state === "running" ? name : `${name}: ${own.state}`, kind);
-    }),
-  );
-  const alarms = Object.entries(processes).flatMap(([name, own]) =>
-    Object.entries(own.alarms || {}).map(([key, text]) => element("li", `${name}, ${key}: ${text}`)),
-  );
-  byId("alarm-box").hidden = !alarms.length;
-  byId("alarms").replaceChildren(...alarms);
+  const lines = Object.entries(processes).map(([name, own]) => {
+    const kind = own.state in kinds ? kinds[own.state] : "bad";
+    return element("li", own.state === "running" ? name : `${name}: ${own.state}`, kind);
+  });
+  fill(byId("processes"), lines);
 }
 
 function showModels(status) {
   const models = Object.values(status.stages || {}).filter((own) => own.drift);
   const kind = (drift) => (drift.unlike_card.length ? "bad" : Object.keys(drift.distance).length ? "" : "waiting");
   byId("models-box").hidden = !models.length;
-  byId("models").replaceChildren(
-    ...models.map((own) => element("li", `${own.model}: ${own.drift.trend}`, kind(own.drift))),
-  );
+  fill(byId("models"), models.map((own) => element("li", `${own.model}: ${own.drift.trend}`, kind(own.drift))));
 }
 
 function showCommissioned(status) {
@@ -109,7 +118,6 @@ function showCommissioned(status) {
 
 export function showStatus(status, pipeline) {
   const own = status.processes[`pipeline-${pipeline}`] || {};
-  byId("site").textContent = status.site;
   showFindings(((own.sinks || {}).preview || {}).recent_findings || []);
   showCommissioned(own);
   showLatency(own);

@@ -88,11 +88,12 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str):
-        """Wait until a JavaScript expression is true in the page."""
+        """Wait until a JavaScript expression is true in the page; one that fails, for want of an element, is not."""
         end = time.monotonic() + PATIENCE_S
-        while not self.ask(f"Boolean({expression})"):
+        guarded = f"(() => {{ try {{ return Boolean({expression}) }} catch (error) {{ return String(error) }} }})()"
+        while (value := self.ask(guarded)) is not True:
             text = self.ask("document.body ? document.body.innerText : ''")
-            assert time.monotonic() < end, f"never true: {expression}; the page says: {text!r}; {self.messages}"
+            assert time.monotonic() < end, f"{value}: {expression}; the page says: {text!r}; {self.messages}"
             time.sleep(0.02)
 
     def press(self, key: str):

@@ -232,7 +232,7 @@ def test_an_unknown_pipeline_is_refused(bench):
 
 @pytest.mark.parametrize(
     ("first", "sent"),
-    [(b"", b""), (b"", b"GET / HT"), (b"GET /static/live.js HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HT")],
+    [(b"", b""), (b"", b"GET / HT"), (b"GET /static/page.js HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HT")],
 )
 def test_a_request_that_does_not_end_is_hung_up_on(bench, first, sent, monkeypatch):
     monkeypatch.setattr(http_deadline, "REQUEST_S", 0.3)

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every view shares: who is signed in, asking the server, the newest status, and building the page.
+// Rule: text from outside goes in as text (textContent, append of strings), never as markup.
+
+const STATUS_EVERY_MS = 1000;
+const ROLES = ["viewer", "technologist", "engineer"];
+
+export const me = { name: "", role: "viewer", csrf: "" }; // until the server has said
+
+export function may(role) {
+  return ROLES.indexOf(me.role) >= ROLES.indexOf(role);
+}
+
+async function answered(answer) {
+  const said = await answer.json().catch(() => ({}));
+  if (answer.ok) return said;
+  throw new Error(said.error || `console: the server answers ${answer.status}; look at its log`);
+}
+
+// Ask the server; gives its JSON, throws what it says is wrong.
+export async function get(path) {
+  return answered(await fetch(path, { cache: "no-store" }));
+}
+
+export async function post(path, body) {
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": me.csrf };
+  return answered(await fetch(path, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+export async function learnWhoIAm() {
+  Object.assign(me, await get("api/me"));
+}
+
+const listeners = new Set();
+let newest = null;
+
+// Have listener(status) called with each answer of /api/status, and at once with the newest there is.
+export function onStatus(listener) {
+  listeners.add(listener);
+  if (newest) listener(newest);
+}
+
+export async function followStatus() {
+  try {
+    newest = await get("api/status");
+    for (const listener of listeners) listener(newest);
+  } catch (error) {
+    console.warn(error.message); // the state in the header already says that the console does not answer
+  }
+  setTimeout(followStatus, STATUS_EVERY_MS);
+}
+
+// element("p", { id: "x", class: "y", onclick: f, hidden: true }, "text", child, …)
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== undefined && value !== "") made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+export function fill(node, children) {
+  node.textContent = "";
+  node.append(...children);
+}
+
+// Write text and class only where they change: a live region is read aloud when it is written.
+export function set(node, text, className) {
+  if (text !== undefined && node.textContent !== text) node.textContent = text;
+  if (className !== undefined && node.className !== className) node.className = className;
+}
+
+// Show `items` as children of `parent`, one each: the child of the same key is kept, so that a finger on its button
+// still finds it. make(item) gives the child, update(child, item) writes what changed.
+export function keyed(parent, items, key, make, update) {
+  const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const wanted = items.map((item) => {
+    const name = String(key(item));
+    const child = old.get(name) || make(item);
+    child.dataset.key = name;
+    update(child, item);
+    return child;
+  });
+  for (const child of [...parent.children]) if (!wanted.includes(child)) child.remove();
+  wanted.forEach((child, i) => {
+    if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] || null);
+  });
+}
+
+export function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+}
