@@ -39,6 +39,7 @@ class CtFaults:
         self._slices = True  # and not projections, reformations or reports
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
+        self.snr_db: float | None = None
 
     @staticmethod
     def setup(scan: Scan) -> str:

@@ -33,6 +33,7 @@ class Detector(Protocol):
 
     measured: dict[str, float]  # of the last frame, by rule
     unchecked: list[str]
+    snr_db: float | None  # of the last frame; None: not measured
 
     def __init__(self, thresholds: Mapping[str, float]) -> None: ...
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from appliance.arrays import to_host
 from appliance.faults.detector import Rule
-from appliance.frames import Finding, Frame, Scan
+from appliance.frames import Encoding, Finding, Frame, Scan
 from appliance.mri import quality
 from appliance.mri.baseline import Baseline, Baselines, Levels, measure
 from appliance.mri.consistency import find_displacement, find_motion, find_odd_even_ghost, phase_by_neighbours
@@ -32,6 +33,7 @@ class MrFaults:
     def __init__(self, thresholds: Mapping[str, float]) -> None:
         self._thresholds = thresholds
         self._baselines = Baselines()
+        self._encoding: Encoding | None = None
         self._lost: dict[Hashable, float] = {}  # part of the usual signal lost, newest frame of each slice
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
@@ -50,6 +52,7 @@ class MrFaults:
             raise ValueError(
                 f"expected axes (coil, ky, kx) or (y, x), got ({', '.join(scan.axes)}); put it after reconstruct"
             )
+        self._encoding = scan.encoding
 
     def judge(self, frame: Frame) -> list[Finding]:
         """Judge k-space of the frame, if it has any, and the image as it was before denoising, if there is one."""
@@ -102,7 +105,8 @@ class MrFaults:
             spikes = self._take("spike", quality.find_spike, raw, ky, ~calibration, levels, baseline, limit["spike"])
             found += [spike for spike in spikes if spike.where["coil"] not in names]
         found += self._take("line_drop", find_line_drop, levels, imaging_ky, baseline, limit["line_drop"])
-        found += self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
+        zippers = self._take("zipper", find_zipper, raw, ky, ~calibration, levels, limit["zipper"])
+        found += [_on_image(zipper, raw.shape[2], self._encoding) for zipper in zippers]
         if found:
             return found
         snr = self._take("low_snr", quality.find_low_snr, levels, baseline, limit["low_snr"])
@@ -164,6 +168,15 @@ class MrFaults:
             self.unchecked.append(rule)
         else:
             self.measured[rule] = measured
+
+
+def _on_image(zipper: Finding, n_columns: int, encoding: Encoding | None) -> Finding:
+    """Add where the column lies on the image, 0 to 1 of its width; beyond it where oversampling was cut off."""
+    if encoding is None:
+        return zipper
+    times = encoding.encoded_fov_mm[0] / encoding.recon_fov_mm[0]
+    part = 0.5 + (zipper.where["column"] - n_columns // 2) / n_columns * times
+    return dataclasses.replace(zipper, where={**zipper.where, "of_width": round(part, 4)})
 
 
 def _raw(frame: Frame, kspace: Any) -> tuple[Kspace, NDArray[np.int64], Bools]:

@@ -53,6 +53,7 @@ class UltrasoundFaults:
         self._thresholds = thresholds
         self.measured: dict[str, float] = {}
         self.unchecked: list[str] = []
+        self.snr_db: float | None = None
         self._clips = False  # frames of the same time are one clip, those of another time show something else
         self._brightest: Image | None = None  # of each pixel in this scan: where the picture is
         self._levels: deque[Image] = deque(maxlen=HISTORY_FRAMES)  # of the strips, in clean frames

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from appliance.bus import Publisher
 from appliance.context import Context
+from appliance.faults.recent import RecentFindings
 from appliance.frames import Array, End, Frame, Scan
 from appliance.imaging.grey_window import SlowWindow, removed_grey, to_grey
 from operators import OperatorSettings
 
 _STATE_EVERY_S = 0.25  # how often "no scan is running" is repeated, for pages opened in between
-_N_RECENT = 50
+_N_FOUND = 12  # findings that travel with each preview, so that a page's list and its image are of one moment
 
 
 def preview_header(pipeline: str, frame: Frame, image: Array, window: tuple[float, float]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Preview:
         self._scan_id = ""
         self._window: SlowWindow | None = None
         self._n_published = self._n_left_out = 0
-        self._recent: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._recent = RecentFindings()
         self._thread = threading.Thread(target=self._run, name="preview", daemon=True)
         self._thread.start()
 
@@ -74,7 +75,7 @@ class Preview:
         self._running.add(scan.scan_id)
 
     def frame(self, frame: Frame) -> None:
-        self._remember(frame)
+        self._recent.add(frame)  # also what no preview will show
         with self._lock:
             self._n_left_out += self._slot is not None
             self._slot = frame
@@ -92,20 +93,8 @@ class Preview:
         self._thread.join(2)
 
     def status(self) -> dict[str, Any]:
-        recent = sorted((dict(found) for found in list(self._recent.values())), key=lambda found: -found["last_ns"])
-        return {"published": self._n_published, "left_out": self._n_left_out, "recent_findings": recent}
-
-    def _remember(self, frame: Frame) -> None:
-        """Keep what was found even where no preview shows it; what repeats is one entry with a count."""
-        for finding in frame.findings:
-            key = (frame.scan_id, finding.kind, finding.severity, finding.where.get("coil"))
-            first = {"first_ns": frame.acquired_ns, "count": 0}
-            found = self._recent.pop(key, first)
-            found = {**found, "kind": finding.kind, "severity": finding.severity, "message": finding.message}
-            found |= {"last_ns": frame.acquired_ns, "count": found["count"] + 1, "sequence": frame.sequence}
-            self._recent[key] = found
-        while len(self._recent) > _N_RECENT:
-            del self._recent[next(iter(self._recent))]
+        found = self._recent.newest()
+        return {"published": self._n_published, "left_out": self._n_left_out, "recent_findings": found}
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -117,7 +106,8 @@ class Preview:
                 self._publish(frame)
                 self._closing.wait(self._period_s)
             elif not self._running:
-                self._publisher.publish({"pipeline": self._pipeline, **self._state})
+                found = self._recent.newest(_N_FOUND)
+                self._publisher.publish({"pipeline": self._pipeline, **self._state, "recent_findings": found})
         self._publisher.close()
 
     def _publish(self, frame: Frame) -> None:
@@ -128,6 +118,7 @@ class Preview:
             self._scan_id, self._window = frame.scan_id, SlowWindow(planes[0])
         window = self._window.follow(planes[0])
         header = {**preview_header(self._pipeline, frame, planes[0], window), "original": len(planes) == 2}
+        header["recent_findings"] = self._recent.newest(_N_FOUND)
         grey = [to_grey(plane, window) for plane in planes]
         if len(planes) == 2:
             grey.append(removed_grey(planes[1], planes[0], window))

@@ -106,7 +106,7 @@ class DetectAnomalies:
     def status(self) -> dict[str, Any]:
         """Counts by kind, the newest events, the last frame's measurements, and how far commissioning has come."""
         own = self._detector
-        seen = {"measured": dict(own.measured), "unchecked": [*own.unchecked]} if own else {}
+        seen = {"measured": dict(own.measured), "unchecked": [*own.unchecked], "snr_db": own.snr_db} if own else {}
         return {**self._events.status(), **seen, "commissioned": self._how_far(), "unusual": round(self._unusual, 2)}
 
     def _how_far(self) -> str:

@@ -9,7 +9,6 @@ import { element, fill, followStatus, keyed, learnWhoIAm, me, onStatus, set } fr
 const VIEWS = [
   { name: "live", title: "Live", key: "1" },
 ];
-const TICK_MS = 50;
 const byId = (id) => document.getElementById(id);
 const mounted = new Map(); // name -> the view's {show, hide}
 let current = "";
@@ -66,8 +65,7 @@ function onKey(event) {
   }
 }
 
-function tick() {
-  const [kind, word, sentence] = live.verdict();
+function showVerdict([kind, word, sentence]) {
   const age = live.age();
   set(byId("state"), word, `state ${kind}`);
   byId("state").title = sentence;
@@ -100,7 +98,7 @@ function choose(pipelines) {
 async function start() {
   buildNavigation();
   byId("pipeline").addEventListener("change", (event) => live.watch(event.target.value));
-  setInterval(tick, TICK_MS);
+  live.addEventListener("verdict", ({ detail }) => showVerdict(detail));
   onStatus(showHeader);
   try {
     await learnWhoIAm(); // before any view: it says which controls there are

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The live image: what the server sends, how old it is, and whether that is still "live".
 
-const STALE_MS = 440; // the page looks every 50 ms, so "no live data" is on the screen within 500 ms
+const TICK_MS = 50;
+const STALE_MS = 440; // looked at every TICK_MS, so "no live data" is on the screen within 500 ms
 const PING_EVERY_MS = 1000;
 const PING_VALID_MS = 30000;
 
 // Events: "preview" with {header, pixels} for every image, "state" with the header for idle and ended, "pipeline" when
-// another pipeline is looked at.
+// another pipeline is looked at, "verdict" every 50 ms with what a person must know now.
 class Live extends EventTarget {
   constructor() {
     super();
@@ -17,6 +18,7 @@ class Live extends EventTarget {
     this.arrived = 0;
     this.pings = [];
     setInterval(() => this.ping(), PING_EVERY_MS);
+    setInterval(() => this.tell("verdict", this.verdict()), TICK_MS);
   }
 
   watch(pipeline) {

@@ -18,7 +18,8 @@ function panel(title, note, ...content) {
 
 const small = (id, text = "") => el("small", { id }, text);
 
-export function panels() {
+// The panels; `curves` are sparklines.
+export function panels(curves) {
   const latency = small("", "to: since the last byte came in; in: within the stage");
   const models = panel("Models", small("", "their data of the last 24 h beside the card's: a trend, not an alarm"));
   models.id = "models-box";
@@ -28,8 +29,9 @@ export function panels() {
     "aside",
     {},
     panel("Found in this scanner's data", small("commissioned"), el("ul", { id: "findings", class: "findings" })),
+    panel("Last two minutes", "", ...curves),
     panel("Latency in ms", latency, table("latency", ["", "p50", "p95", "p99", "max"])),
-    panel("Frames", "", el("dl", { id: "frames" })),
+    panel("Frames", small("shown"), el("dl", { id: "frames" })),
     panel("Results", small("produced"), table("outbox", ["to", ...STATES.slice(0, 6), "quarant."])),
     models,
     panel("Processes", "", el("ul", { id: "processes", class: "processes" })),
@@ -44,8 +46,15 @@ function rows(id, lines) {
   fill(byId(id), lines.map((cells) => el("tr", {}, ...cells)));
 }
 
-function showFindings(found) {
-  const list = found.map((entry) => {
+let listed = "";
+let watched = "–"; // what an empty list means: nothing is found, or nobody looks
+
+// What the newest message about images says was found; null: nothing is known yet.
+export function showFindings(found) {
+  const text = JSON.stringify(found);
+  if (text === listed) return;
+  listed = text;
+  const list = (found || []).map((entry) => {
     const item = element("li", "", entry.severity);
     const words = element("span", `${entry.message} `);
     const often = entry.count > 1 ? `${clock(entry.first_ns)} – ${clock(entry.last_ns)}, in ${entry.count} images` : clock(entry.last_ns);
@@ -53,7 +62,7 @@ function showFindings(found) {
     item.append(words);
     return item;
   });
-  fill(byId("findings"), list.length ? list : [element("li", "Nothing found.", "none")]);
+  fill(byId("findings"), list.length ? list : [element("li", found ? watched : "–", "none")]);
 }
 
 function showLatency(status) {
@@ -111,14 +120,20 @@ function showModels(status) {
 }
 
 function showCommissioned(status) {
+  const words = "detect_anomalies" in (status.stages || {}) ? "Nothing found." : "Nobody looks: detect_anomalies is not in this pipeline.";
+  if (words !== watched) listed = "";
+  watched = words;
   const said = Object.values(status.stages || {}).map((own) => own.commissioned).filter(Boolean);
-  const words = (of) => (of.startsWith("not commissioned") ? of : `thresholds ${of}`);
-  byId("commissioned").textContent = said.map(words).join("; ");
+  const say = (of) => (of.startsWith("not commissioned") ? of : `thresholds ${of}`);
+  byId("commissioned").textContent = said.map(say).join("; ");
 }
 
-export function showStatus(status, pipeline) {
-  const own = status.processes[`pipeline-${pipeline}`] || {};
-  showFindings(((own.sinks || {}).preview || {}).recent_findings || []);
+// How many of the images that came in the last second this page has shown.
+export function showShown(n, came) {
+  byId("shown").textContent = came ? `this page: ${n} of ${came} images in the last second` : "";
+}
+
+export function showStatus(status, own) {
   showCommissioned(own);
   showLatency(own);
   showFrames(own);

@@ -3,116 +3,132 @@
 
 import { live } from "./live.js";
 import { element as el, fill, onStatus, set } from "./page.js";
-import { panels, showStatus } from "./panels.js";
+import { panels, showFindings, showShown, showStatus } from "./panels.js";
+import { Picture, placeOf, shapesOf } from "./picture.js";
+import { Sparkline } from "./sparkline.js";
 
-const TICK_MS = 50;
-const FINDING_STAYS_MS = 4000;
-const PLANES = { after: "", before: "BEFORE: unprocessed image", removed: "REMOVED: before less after, 8 times as strong" };
+const MOST_REMARKS = 3;
+const FINDING_STAYS_NS = 4e9; // of the scanner's time: a finding may be of one image among thirty a second
 
 let ui = {};
-let newest = null; // {header, pixels}
-let shown = "after"; // one of PLANES, in the order in which the server sends them
-let ended = "";
+let picture = null;
 let seen = false;
-const findings = new Map(); // kind and coil -> {message, severity, until}
+let ended = "";
 let remarked = "";
+let ofSecond = { worstMs: null, shown: 0, first: null, last: null }; // of the images since the last status
 
-function draw() {
-  if (!newest || !seen) return;
-  const { header, pixels } = newest;
-  const n = header.width * header.height;
-  const plane = header.original ? shown : "after";
-  const start = n * Object.keys(PLANES).indexOf(plane);
-  const grey = pixels.subarray(start, start + n);
-  if (ui.canvas.width !== header.width || ui.canvas.height !== header.height) {
-    ui.canvas.width = header.width;
-    ui.canvas.height = header.height;
+function markWords(mark) {
+  return mark.stage === "tracking" ? `NO POSITION: ${mark.reason}` : `UNPROCESSED by ${mark.stage}: ${mark.reason}`;
+}
+
+// What the list beside the image holds, as far as it was found in the last seconds: the banner never says more than
+// the list. Of one fault only the newest.
+function newFindings(header) {
+  const found = new Map();
+  for (const one of header.recent_findings || []) {
+    const key = `${one.kind} ${one.where.coil}`;
+    if (header.acquired_ns - one.last_ns < FINDING_STAYS_NS && !found.has(key)) found.set(key, one);
   }
-  const context = ui.canvas.getContext("2d");
-  const image = context.createImageData(header.width, header.height);
-  const words = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < n; i++) words[i] = 0xff000000 | (grey[i] * 0x010101);
-  context.putImageData(image, 0, 0);
-  fit(header);
-  ui.which.hidden = plane === "after";
-  set(ui.which, PLANES[plane], "which before");
-  ui.before.disabled = ui.removed.disabled = !header.original;
+  return [...found.values()];
 }
 
-function fit(header) {
-  const [dx, dy] = header.pixel_mm;
-  const width = header.width * dx;
-  const height = header.height * dy;
-  const scale = Math.min(ui.picture.clientWidth / width, ui.picture.clientHeight / height);
-  ui.canvas.style.width = `${width * scale}px`;
-  ui.canvas.style.height = `${height * scale}px`;
-}
-
-// Marks belong to the image that is seen. Findings may be of one image among thirty a second: they stay a while.
 function showRemarks(header) {
-  const now = performance.now();
-  for (const found of header.findings) {
-    const { message, severity } = found;
-    findings.set(`${found.kind} ${found.where.coil}`, { message, severity, until: now + FINDING_STAYS_MS });
+  const found = newFindings(header);
+  found.sort((a, b) => (b.severity === "alarm") - (a.severity === "alarm"));
+  const remarks = header.marks.map((mark) => [markWords(mark), "warning", ""]);
+  for (const one of found) {
+    const here = one.sequence === header.sequence ? "in this image" : "seconds ago";
+    remarks.push([one.message, one.severity, [placeOf(one), here].filter(Boolean).join(", ")]);
   }
-  for (const [key, found] of findings) if (found.until < now) findings.delete(key);
-  const marks = header.marks.map((mark) => [`UNPROCESSED by ${mark.stage}: ${mark.reason}`, "warning"]);
-  const remarks = [...marks, ...[...findings.values()].map((found) => [found.message, found.severity])];
-  const text = remarks.join();
-  if (text !== remarked) fill(ui.marks, remarks.map(([words, kind]) => el("li", { class: kind }, words)));
+  if (remarks.length > MOST_REMARKS) {
+    const more = remarks.splice(MOST_REMARKS - 1);
+    const worst = more.some(([, severity]) => severity === "alarm") ? "alarm" : "warning";
+    remarks.push([`${more.length} more: see the list`, worst, ""]);
+  }
+  const text = JSON.stringify(remarks);
+  if (text !== remarked) {
+    fill(ui.marks, remarks.map(([words, kind, place]) => el("li", { class: kind }, words, place && el("small", {}, place))));
+  }
   remarked = text;
+  picture.mark(found.flatMap((one) => shapesOf(one, header)));
   set(ui.applied, header.provenance.length ? `Applied: ${header.provenance.join(" → ")}` : "Nothing applied");
 }
 
-function tick() {
-  const [kind, word, sentence] = live.verdict();
+function take({ header, pixels }) {
+  ofSecond.worstMs = Math.max(ofSecond.worstMs || 0, header.age_ms);
+  ofSecond.shown += 1;
+  if (ofSecond.first === null || header.sequence < ofSecond.first) ofSecond.first = header.sequence;
+  ofSecond.last = header.sequence;
+  if (!seen) {
+    picture.image = { header, pixels };
+    return;
+  }
+  picture.show(header, pixels);
+  showRemarks(header);
+  showFindings(header.recent_findings);
+  showButtons();
+}
+
+function showSecond(status) {
+  const own = status.processes[`pipeline-${live.pipeline}`] || {};
+  showStatus(status, own);
+  const snr = Object.values(own.stages || {}).map((stage) => stage.snr_db).find((value) => typeof value === "number");
+  const isLive = live.verdict()[0] === "live";
+  ui.snr.add(isLive && snr !== undefined ? snr : null);
+  ui.latency.add(ofSecond.worstMs);
+  const came = ofSecond.shown ? ofSecond.last - ofSecond.first + 1 : 0;
+  showShown(ofSecond.shown, came);
+  ofSecond = { worstMs: null, shown: 0, first: null, last: null };
+}
+
+function showVerdict([kind, word, sentence]) {
   set(ui.bannerTitle, word);
   set(ui.bannerText, live.state === "ended" && ended ? `${sentence}: ${ended}` : sentence);
   set(ui.picture, undefined, `picture ${kind}`);
 }
 
 function forget() {
-  newest = null;
-  ui.canvas.width = ui.canvas.height = 1;
-  findings.clear();
+  picture.clear();
   ui.marks.textContent = "";
-  remarked = "";
+  remarked = ended = "";
+  ui.snr.clear();
+  ui.latency.clear();
+  showFindings(null);
 }
 
-function toggle(button, change) {
-  button.addEventListener("click", () => {
-    const pressed = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", String(pressed));
-    change(pressed);
-  });
+function showButtons() {
+  const { split, removed, hasBefore } = picture;
+  const pressed = { before: !removed && split === 1, compare: !removed && split > 0 && split < 1, removed };
+  for (const [name, on] of Object.entries(pressed)) {
+    ui[name].setAttribute("aria-pressed", String(hasBefore && on));
+    ui[name].disabled = !hasBefore;
+  }
 }
 
 function listen() {
-  live.addEventListener("preview", ({ detail }) => {
-    newest = detail;
-    draw();
-    showRemarks(detail.header);
-  });
+  live.addEventListener("preview", ({ detail }) => take(detail));
   live.addEventListener("state", ({ detail }) => {
     ended = detail.reason || "";
+    showFindings(detail.recent_findings);
   });
   live.addEventListener("pipeline", forget);
-  for (const plane of ["before", "removed"]) {
-    toggle(ui[plane], (pressed) => {
-      shown = pressed ? plane : "after";
-      ui[plane === "before" ? "removed" : "before"].setAttribute("aria-pressed", "false");
-      draw();
-    });
-  }
-  toggle(ui.smooth, (pressed) => ui.canvas.classList.toggle("nearest", !pressed));
+  picture.onChange = showButtons;
+  const splitTo = (part) => picture.setSplit(!picture.removed && picture.split === part ? 0 : part);
+  ui.before.addEventListener("click", () => splitTo(1));
+  ui.compare.addEventListener("click", () => splitTo(0.5));
+  ui.removed.addEventListener("click", () => picture.setRemoved(!picture.removed));
+  ui.smooth.addEventListener("click", () => {
+    const smooth = ui.smooth.getAttribute("aria-pressed") !== "true";
+    ui.smooth.setAttribute("aria-pressed", String(smooth));
+    picture.canvas.classList.toggle("nearest", !smooth);
+  });
   document.addEventListener("keydown", (event) => {
     if (!seen || event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
-    const button = { b: ui.before, r: ui.removed, s: ui.smooth }[event.key.toLowerCase()];
+    const button = { b: ui.before, c: ui.compare, r: ui.removed, s: ui.smooth }[event.key.toLowerCase()];
     if (button) button.click();
   });
-  addEventListener("resize", () => newest && fit(newest.header));
-  setInterval(tick, TICK_MS);
-  onStatus((status) => showStatus(status, live.pipeline));
+  live.addEventListener("verdict", ({ detail }) => showVerdict(detail));
+  onStatus(showSecond);
 }
 
 function button(id, pressed, ...words) {
@@ -121,26 +137,28 @@ function button(id, pressed, ...words) {
 
 export function mount(root) {
   ui = {
-    canvas: el("canvas", { id: "image", width: 1, height: 1, role: "img", "aria-label": "Live image" }),
+    picture: el("section", { id: "picture", class: "picture waiting" }),
     bannerTitle: el("strong", { id: "banner-title" }, "NO LIVE DATA"),
     bannerText: el("span", { id: "banner-text" }, "connecting"),
-    which: el("p", { id: "which", class: "which" }),
     marks: el("ul", { id: "marks", class: "marks", "aria-label": "Remarks on this image" }),
-    before: button("before", false, "Show ", el("b", {}, "b"), "efore"),
-    removed: button("removed", false, "Show ", el("b", {}, "r"), "emoved"),
+    before: button("before", false, el("b", {}, "B"), "efore"),
+    compare: button("compare", false, el("b", {}, "C"), "ompare"),
+    removed: button("removed", false, el("b", {}, "R"), "emoved"),
     smooth: button("smooth", true, el("b", {}, "S"), "mooth"),
     applied: el("p", { id: "applied", class: "applied" }),
+    snr: new Sparkline("Signal to noise", "dB", "raw data, median coil", 3, false),
+    latency: new Sparkline("Latency", "ms", "last byte to here, worst of each second", 20, true),
   };
-  const banner = el("div", { id: "banner", class: "banner" }, ui.bannerTitle, ui.bannerText);
-  ui.picture = el("section", { id: "picture", class: "picture waiting" }, ui.canvas, banner, ui.which);
-  const controls = el("div", { class: "controls" }, ui.before, ui.removed, ui.smooth, ui.applied);
-  root.append(ui.picture, ui.marks, controls, panels());
+  picture = new Picture(ui.picture);
+  ui.picture.append(el("div", { id: "banner", class: "banner" }, ui.bannerTitle, ui.bannerText));
+  const controls = el("div", { class: "controls" }, ui.before, ui.compare, ui.removed, ui.smooth, ui.applied);
+  root.append(ui.picture, ui.marks, controls, panels([ui.snr.root, ui.latency.root]));
   listen();
-  tick();
   return {
     show() {
       seen = true;
-      draw();
+      picture.draw();
+      picture.fit();
     },
     hide() {
       seen = false;

@@ -97,9 +97,22 @@ class Browser:
             time.sleep(0.02)
 
     def press(self, key: str):
-        """Press one letter."""
+        """Press one key: a letter, or one with a name such as "ArrowLeft"."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" and len(key) == 1 else ""
+            )
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]):
+        """Press the left button at one place of the page, move in steps, and let go at another."""
+        path = [tuple(a + (b - a) * i / 4 for a, b in zip(start, end, strict=True)) for i in range(5)]
+        events = [
+            ("mousePressed", path[0]),
+            *(("mouseMoved", place) for place in path[1:]),
+            ("mouseReleased", path[-1]),
+        ]
+        for kind, (x, y) in events:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def screenshot(self, path: Path):
         """Write a PNG of what is seen."""

@@ -63,7 +63,8 @@ class Bench:
 
     def show(self, sequence, pixels, **header):
         height, width = pixels.shape[-2:]
-        now_ns = time.monotonic_ns()
+        now_ns, utc_ns = time.monotonic_ns(), time.time_ns()
+        seen = {"first_ns": utc_ns, "last_ns": utc_ns, "sequence": sequence, "count": 1, "scan_id": "s1"}
         self.previews.publish(
             {
                 "pipeline": "mri-live",
@@ -74,11 +75,12 @@ class Bench:
                 "height": height,
                 "pixel_mm": [1.0, 1.0],
                 "original": pixels.ndim == 3,
-                "acquired_ns": time.time_ns(),
+                "acquired_ns": utc_ns,
                 "received_ns": now_ns,
                 "age_ms": 3.2,
                 "window": [0, 1],
                 "findings": [],
+                "recent_findings": [{**found, **seen} for found in header.get("findings", [])],
                 "marks": [],
                 "provenance": ["reconstruct", "denoise"],
                 **header,

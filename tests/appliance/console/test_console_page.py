@@ -24,6 +24,7 @@ def phantom(size=256):
 
 NOT_YET = "not commissioned: default thresholds; run 'nearscan commission mri-live' after 500 clean frames"
 SPIKE = "RF spike in line 81 of coil 3: check the room's door and the lamps"
+ZIPPER = "interference of one frequency: column 384 of the image is 9.0 times as bright as expected"
 STATUS = {
     "pipeline": "mri-live",
     "frames": {"in": 1234},
@@ -37,7 +38,9 @@ STATUS = {
                 "unlike_card": ["level"], "distance": {"level": 0.97}, "limit": {"level": 0.88},
             },
         },
-        "detect_anomalies": {"latency_ms": {"p50": 2.1, "p99": 3.3, "max": 4.0}, "commissioned": NOT_YET},
+        "detect_anomalies": {
+            "latency_ms": {"p50": 2.1, "p99": 3.3, "max": 4.0}, "commissioned": NOT_YET, "snr_db": 31.25,
+        },
     },
     "sinks": {
         "openigtlink": {
@@ -46,20 +49,28 @@ STATUS = {
             "overwritten": 0,
             "dropped_displays": 0,
         },
-        "preview": {
-            "recent_findings": [
-                {
-                    "kind": "coil_drop", "severity": "warning", "message": "coil 5 lost its signal: check its plug",
-                    "first_ns": 1_700_000_060_000_000_000, "last_ns": 1_700_000_065_000_000_000, "count": 40,
-                },
-                {
-                    "kind": "spike", "severity": "alarm", "message": SPIKE,
-                    "first_ns": 1_700_000_000_000_000_000, "last_ns": 1_700_000_000_000_000_000, "count": 1,
-                },
-            ]
-        },
+        "preview": {"latency_ms": {"p50": 8.0, "p95": 9.1, "p99": 10.0, "max": 12.0}},
     },
 }  # fmt: skip
+
+
+MINUTE_NS = 60_000_000_000
+FOUND = [
+    {"kind": "spike", "severity": "alarm", "message": SPIKE, "where": {"coil": 3, "line": 81, "column": 12}},
+    {"kind": "zipper", "severity": "warning", "message": ZIPPER, "where": {"column": 384, "of_width": 0.75}},
+]
+
+
+def long_ago(now_ns):
+    """What was found minutes before this image: listed, and not remarked any more."""
+    words = {"kind": "coil_drop", "severity": "warning", "message": "coil 5 lost its signal: check its plug"}
+    return {
+        **words,
+        "where": {"coil": 5},
+        "count": 40,
+        "last_ns": now_ns - MINUTE_NS,
+        "first_ns": now_ns - 2 * MINUTE_NS,
+    }
 
 
 class Scanner:
@@ -75,7 +86,12 @@ class Scanner:
         for sequence in itertools.count():
             if self._stopping.wait(1 / 25):
                 return
-            self._bench.show(sequence, self._pixels, **self._header)
+            header = {**self._header}
+            if "findings" in header:
+                now_ns = time.time_ns()
+                new = {"first_ns": now_ns, "last_ns": now_ns, "count": 1, "sequence": sequence}
+                header["recent_findings"] = [{**one, **new} for one in header["findings"]] + [long_ago(now_ns)]
+            self._bench.show(sequence, self._pixels, **header)
             if sequence % 10 == 0:
                 self._bench.tell("pipeline-mri-live", **STATUS)
                 self._bench.tell("daemon")
@@ -108,11 +124,10 @@ def state(page):
 def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
     folder = screenshot_folder(tmp_path)
     page.wait_for("document.getElementById('banner-text').textContent === 'no image yet'")
-    finding = {"kind": "spike", "severity": "alarm", "message": SPIKE, "where": {"line": 81}}
     mark = {"stage": "denoise", "reason": "the model failed its golden test"}
-    scanner = Scanner(bench, findings=[finding], marks=[mark])
+    scanner = Scanner(bench, findings=FOUND, marks=[mark])
     page.wait_for("document.getElementById('state').textContent === 'LIVE'")
-    page.wait_for("document.querySelectorAll('#latency tr').length === 4")
+    page.wait_for("document.querySelectorAll('#latency tr').length === 5")
     text = page.ask("document.body.innerText")
     for said in (
         "UNPROCESSED by denoise: the model failed its golden test",
@@ -120,6 +135,9 @@ def test_live_then_stale_then_live_then_ended(bench, page, tmp_path):
         "Applied: reconstruct → denoise",
         NOT_YET,
         SPIKE,
+        "coil 3, k-space line 81, sample 12, in this image",
+        "31.3 dB",
+        ZIPPER,
         "coil 5 lost its signal: check its plug",
         "in 40 images",
         "to openigtlink\t8.4\t10.2\t12.9\t15.4",
@@ -193,6 +211,66 @@ def test_before_and_after_by_keyboard_and_button(bench, page):
     page.press("s")
     page.wait_for("getComputedStyle(document.getElementById('image')).imageRendering === 'pixelated'")
     scanner.stop()
+
+
+def test_the_divider_is_dragged_and_says_which_side_is_which(bench, page, tmp_path):
+    scanner = Scanner(bench)
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    page.wait_for("!document.getElementById('before').disabled")
+    box = page.ask("(({left, top, width, height}) => [left, top, width, height])(image.getBoundingClientRect())")
+    middle = box[1] + box[3] / 2
+    page.drag((box[0] + 2, middle), (box[0] + box[2] * 0.75, middle))
+    part = "document.getElementById('divider').getAttribute('aria-valuenow')"
+    page.wait_for(f"{part} === '75'")
+    pixels = "document.getElementById('image').getContext('2d').getImageData(AT, 0, 40, 40).data"
+    noise = f"{pixels}.filter((v, i) => i % 4 == 0 && v > 0).length"
+    assert page.ask(noise.replace("AT", "0")) > 100  # before: noise in the corner
+    assert page.ask(noise.replace("AT", "216")) == 0  # after: none
+    shown = (
+        "[...document.querySelectorAll('.sheet .which')].filter((p) => p.offsetParent).map((p) => p.textContent).join()"
+    )
+    assert page.ask(shown) == "BEFORE,AFTER"
+    sides = "[...document.querySelectorAll('.sheet .which')].map((p) => p.getBoundingClientRect())"
+    assert page.ask(f"(([a, b]) => a.right < b.left)({sides})")
+    page.screenshot(screenshot_folder(tmp_path) / "console-compare.png")
+    page.press("ArrowLeft")
+    page.wait_for(f"{part} === '70'")
+    page.press("c")
+    page.wait_for(f"{part} === '50'")
+    page.press("c")
+    page.wait_for(f"{part} === '0'")
+    assert page.ask(shown) == ""
+    page.press("c")
+    scanner.stop()
+    scanner = Scanner(bench, original=False)  # nothing was changed: there is no before
+    page.wait_for("document.getElementById('before').disabled")
+    assert page.ask(shown) == ""
+    assert page.ask("document.getElementById('which').hidden")
+    scanner.stop()
+
+
+def test_a_finding_in_the_banner_is_in_the_list_of_the_same_moment(bench, page):
+    scanner = Scanner(bench)
+    page.wait_for("document.getElementById('state').textContent === 'LIVE'")
+    page.wait_for("document.getElementById('findings').textContent === 'Nothing found.'")
+    scanner.stop()
+    page.ask(
+        "window.seen = []; new MutationObserver(() => seen.push([marks.textContent, findings.textContent]))"
+        ".observe(document.getElementById('marks'), {childList: true}); 1"
+    )
+    bench.show(0, phantom(), findings=[FOUND[0]])  # one message, and no status after it
+    page.wait_for("seen.length")
+    (marks, findings), *_ = page.ask("new Promise((r) => setTimeout(() => r(seen), 0))")
+    assert SPIKE in marks
+    assert SPIKE in findings
+
+
+def test_without_detection_the_list_does_not_say_that_nothing_is_found(bench, page):
+    page.wait_for("document.getElementById('findings')")
+    while not page.ask("document.getElementById('findings').textContent.startsWith('Nobody looks')"):
+        bench.tell("pipeline-mri-live", stages={"denoise": {}})
+        bench.show(0, phantom())
+        time.sleep(0.05)
 
 
 def test_the_age_counts_the_time_before_the_page_got_the_image(bench, page):

@@ -79,6 +79,9 @@ def test_a_preview_says_everything_a_page_shows(bench):
     header, pixels = bench.show(sent)
     assert 0 <= header.pop("age_ms") < PATIENCE_S * 1000
     low, high = header.pop("window")
+    (recent,) = header.pop("recent_findings")
+    assert (recent["message"], recent["where"], recent["scan_id"]) == ("RF spike in line 81", {"line": 81}, "s1")
+    assert (recent["last_ns"], recent["sequence"]) == (sent.acquired_ns, 3)
     assert header == {
         "pipeline": "mri",
         "state": "live",
@@ -123,7 +126,8 @@ def test_the_page_is_told_how_the_scan_ended_again_and_again(bench):
     bench.show(frame())
     bench.sink.end(End("s1", "aborted", "the scanner hung up"))
     for _ in range(2):
-        assert bench.state("ended") == {"pipeline": "mri", "state": "ended", "reason": "aborted, the scanner hung up"}
+        ended = {"pipeline": "mri", "state": "ended", "reason": "aborted, the scanner hung up", "recent_findings": []}
+        assert bench.state("ended") == ended
     bench.sink.begin(scan())
     assert bench.show(frame(1))[0]["state"] == "live"
 
@@ -139,6 +143,8 @@ def test_newest_wins_and_findings_between_previews_are_kept(bench):
         time.sleep(0.001)
     header, _ = bench.wait_for(lambda header: header["sequence"] == 39)
     assert header["findings"][0]["message"] == "coil 3 lost at 39"
+    newest, between = header["recent_findings"]  # also what was found in an image that no preview showed
+    assert (newest["message"], newest["count"], between["kind"]) == ("coil 3 lost at 39", 30, "spike")
     bench.sink.close()  # its counts are final
     status = bench.sink.status()
     assert status["left_out"] > 20

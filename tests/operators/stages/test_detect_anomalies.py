@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from appliance.context import Context
 from appliance.errors import StageError
 from appliance.faults.commissioned import Commissioned, Learnt, Setup, commissioned_path, write_commissioned
-from appliance.frames import Finding, Frame, Position, Scan
+from appliance.frames import Encoding, Finding, Frame, Position, Scan
 from appliance.mri.faults import KSPACE_AXES
 from appliance.mri.phantom import BREATH_FRAMES, cine_image, cine_kspace, noise_samples
+from appliance.mri.reconstruct import Grid, zero_filled
 from appliance.mri.rules import RULES
 from appliance.simulate.mri import cine_encoding
 from operators.stages.detect_anomalies import Settings, make
@@ -72,6 +73,21 @@ def breath():
     for kspace in frames:
         kspace.flags.writeable = False
     return frames
+
+
+@pytest.mark.parametrize("column", [60, 100, 131])
+def test_a_zipper_is_placed_on_the_image_also_where_the_readout_was_oversampled(new_stage, column):
+    whole, cut = (480.0, 240.0, 5.0), (240.0, 240.0, 5.0)
+    encoding = Encoding((192, 128, 1), (96, 128, 1), whole, cut, n_coils=4)
+    rng, ky = np.random.default_rng(0), np.arange(128)
+    kspace = (rng.normal(size=(4, 128, 192)) + 1j * rng.normal(size=(4, 128, 192))).astype(np.complex64)
+    wave = np.exp(-2j * np.pi * (column - 96) * (np.arange(192) - 96) / 192)
+    kspace += (20 * np.exp(2j * np.pi * rng.random(128))[:, None] * wave).astype(np.complex64)
+    stage = new_stage(dataclasses.replace(scan(), encoding=encoding))
+    found = stage.frame(frame(0, kspace, ky=ky)).findings
+    (zipper,) = [one for one in found if one.kind == "zipper"]
+    image = np.abs(zero_filled(Grid.of(encoding), kspace, ky))  # the oracle: what reconstruction shows
+    assert round(zipper.where["of_width"] * 96) == image.sum(axis=0).argmax()
 
 
 def test_500_frames_of_a_beating_breathing_chest_are_silent(new_stage, breath):
