@@ -22,6 +22,8 @@ _ELSEWHERE = {
     "echo": "appliance.commands.send",
     "models": "appliance.commands.models",
     "outbox": "appliance.commands.outbox",
+    "recordings": "appliance.commands.recordings",
+    "replay": "appliance.commands.recordings",
     "route": "appliance.commands.route",
     "send": "appliance.commands.send",
 }

@@ -26,6 +26,10 @@ class StorageError(NearscanError):
     """The durable buffer cannot keep what it was given (disk full, damaged, not writable)."""
 
 
+class RecordingError(NearscanError):
+    """A recording cannot be read, or not any further: it is none, or it is damaged."""
+
+
 class ScanError(NearscanError):
     """Something failed for one scan; carries its id. Raise it ``from`` the cause."""
 

@@ -19,6 +19,7 @@ from appliance.mrd.assemble import Assembler
 from appliance.mrd.connection import Connection, Limits
 from appliance.mrd.header import MrdHeader, parse_header
 from appliance.mrd.images import ImageReader
+from appliance.recorder import Tape
 
 _REPLY_WAIT_S = 60.0  # after the last image went out, or after End: longest wait for the reply to be closed
 _STOP_WAIT_S = 3.0  # the same once we are stopping: images on their way through the graph still go out
@@ -51,8 +52,10 @@ class Session:
         options: SessionOptions,
         context: Context,
         emit: Callable[[Message], None],
+        tape: Tape | None = None,
     ) -> None:
         self._socket = sock
+        self._tape = tape
         self._peer = peer
         self._answer = sock.dup()  # the same connection with a time-out of its own
         self._answer.settimeout(options.send_timeout_s)
@@ -92,6 +95,8 @@ class Session:
             finally:
                 if not self._ended:
                     self._emit_end(status, reason)
+                if self._tape is not None:
+                    self._tape.close()
         finally:
             self._hang_up(status, reason)
         return status, reason
@@ -148,13 +153,15 @@ class Session:
         while not handled:
             self._socket.settimeout(max(deadline_s - time.monotonic(), 0.001))
             try:
-                n_bytes = self._socket.recv_into(self._connection.space())
+                n_bytes = self._socket.recv_into(space := self._connection.space())
             except TimeoutError:
                 idle_s = self._options.idle_timeout_s
                 raise PeerError(f"mrd: no complete message for {idle_s:g} s; send CLOSE (id 4) at the end") from None
             if n_bytes == 0:
                 self._connection.end_of_stream()
             received_ns, acquired_ns = time.monotonic_ns(), time.time_ns()
+            if self._tape is not None:
+                self._tape.write(space[:n_bytes])
             self._connection.received(n_bytes)
             for event in self._connection.events():
                 if isinstance(event, m.Close):

@@ -23,13 +23,17 @@ LAYERS = [
         "appliance/errors.py", "appliance/frames.py", "appliance/arrays.py", "appliance/yaml_file.py",
         "appliance/tables.py", "appliance/replace_file.py",
     ),
-    ("appliance/context.py", "appliance/device.py", "appliance/latency.py", "operators/__init__.py"),
+    (
+        "appliance/context.py", "appliance/device.py", "appliance/latency.py", "appliance/live_threads.py",
+        "operators/__init__.py",
+    ),
     ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",
         "appliance/igtl_server.py", "appliance/igtl_client.py", "appliance/mrd_session.py",
         "appliance/http_deadline.py", "appliance/kernels/", "appliance/frame_words.py",
+        "appliance/recording.py", "appliance/recorder.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),
     ("operators/runners.py", "operators/adapter.py"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import queue
 import threading
 import weakref
@@ -26,6 +25,7 @@ from appliance.inference.card import Model
 from appliance.inference.golden import Arrays
 from appliance.inference.onnxruntime import OnnxRuntime
 from appliance.inference.parity import Clock, Parity, check_parity, largest_error
+from appliance.live_threads import let_live_threads_pass
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ Candidate = tuple[Backend, Precision]
 Alarm = Callable[[str, str], None]
 
 REFERENCE = OnnxRuntime().name
-_BACKGROUND_PRIORITY = 1  # where the process is real-time: above other processes, below everything live
 
 
 class Rung(NamedTuple):
@@ -279,12 +278,6 @@ def _versioned(rung: Rung, active: Model) -> str:
 
 def _finite(arrays: tuple[Array, ...]) -> bool:
     return all(bool(namespace(array).isfinite(array).all()) for array in arrays)
-
-
-def let_live_threads_pass() -> None:
-    """Put the calling thread below the live ones of a real-time process, and the threads that it will start."""
-    if os.sched_getscheduler(0) == os.SCHED_FIFO:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_BACKGROUND_PRIORITY))
 
 
 def _work(reference: weakref.ref[Ladder], tasks: queue.SimpleQueue[Callable[[Ladder], None] | None]) -> None:

@@ -18,10 +18,11 @@ from appliance.errors import ModelError
 from appliance.frames import Array
 from appliance.inference.card import Model, read_model
 from appliance.inference.installed import place
-from appliance.inference.ladder import Candidate, Engine, Ladder, Rung, let_live_threads_pass
+from appliance.inference.ladder import Candidate, Engine, Ladder, Rung
 from appliance.inference.onnxruntime import OnnxRuntime
 from appliance.inference.openvino import OpenVino
 from appliance.inference.tensorrt import TensorRT
+from appliance.live_threads import let_live_threads_pass
 
 log = logging.getLogger(__name__)
 

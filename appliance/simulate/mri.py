@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -83,10 +84,16 @@ FAULTS: dict[str, Callable[[NDArray[Any], NDArray[np.complex64]], Lines]] = {
 
 
 class Scanner:
-    """A connection to the appliance with a thread that reads the answers."""
+    """A connection to the appliance with a thread that reads the answers.
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+    Images that come back go to `on_image`, on that thread; without it the result keeps them.
+    """
+
+    def __init__(
+        self, host: str, port: int, timeout_s: float, on_image: Callable[[ReceivedImage], None] | None = None
+    ) -> None:
         self.result = ScannerResult()
+        self._on_image = on_image or self.result.images.append
         self._timeout_s = timeout_s
         self._socket = socket.create_connection((host, port), timeout=timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -101,6 +108,11 @@ class Scanner:
             self.result.error = self.result.error or f"scanner: sending failed: {error}"
             return False
         return True
+
+    def hang_up(self) -> None:
+        """Say that nothing more will be sent."""
+        with contextlib.suppress(OSError):  # the appliance may be gone already, which `wait` tells
+            self._socket.shutdown(socket.SHUT_WR)
 
     def finish(self) -> ScannerResult:
         """Send CLOSE, wait for the appliance's, and give the result."""
@@ -138,7 +150,7 @@ class Scanner:
     def _keep(self, event: m.Event, received_ns: int) -> None:
         match event:
             case m.Image(head, meta_xml, data):
-                self.result.images.append(ReceivedImage(head, meta_xml, data, received_ns))
+                self._on_image(ReceivedImage(head, meta_xml, data, received_ns))
             case m.Text(text):
                 self.result.texts.append(text)
             case m.Close():

@@ -22,6 +22,7 @@ from pydantic import Field
 from appliance.context import Context
 from appliance.errors import ConfigError
 from appliance.mrd_session import Session, SessionOptions, refuse
+from appliance.recorder import Recorded, Recorder
 from operators import Emit, OperatorSettings
 
 _JOIN_S = 6.0  # more than a stopped session waits for its reply and its scanner
@@ -39,6 +40,7 @@ class Settings(OperatorSettings):
     max_sessions: int = Field(4, ge=1, le=64, description="Scanner sessions served at one time; more are refused.")
     max_frame_mb: int = Field(64, ge=1, le=1024, description="Largest frame or image taken, in MiB.")
     text_log: bool = Field(False, description="Tell the scanner by TEXT when a scan begins, not only what went wrong.")
+    record: Recorded = None
 
 
 class MrdSource:
@@ -54,6 +56,7 @@ class MrdSource:
         self._skipped: dict[str, int] = {}
         self._port = 0
         self._last_reason = ""
+        self._recorder = Recorder(settings.record, "mrd", context)
 
     def run(self, emit: Emit) -> None:
         """Accept sessions until stopped."""
@@ -76,6 +79,7 @@ class MrdSource:
             session.stop()
         for thread in running:
             thread.join(_JOIN_S)
+        self._recorder.close()
 
     def stop(self) -> None:
         """Stop accepting and end the running sessions."""
@@ -92,6 +96,7 @@ class MrdSource:
                 "frames": self._counts["frames"] + sum(session.n_frames for session in running),
                 "skipped": dict(self._skipped),
                 "last_reason": self._last_reason,
+                **self._recorder.status(),
             }
 
     def _listen(self) -> socket.socket:
@@ -111,14 +116,10 @@ class MrdSource:
         if full:
             return refuse(sock, f"{self._settings.max_sessions} sessions are open already; try again later")
         scan_id = f"{self._context.pipeline.replace('_', '-')}-{time.time_ns() // 10**6}-{secrets.token_hex(3)}"
-        options = SessionOptions(
-            idle_timeout_s=self._settings.idle_timeout_s,
-            send_timeout_s=self._settings.send_timeout_s,
-            max_frame_bytes=self._settings.max_frame_mb << 20,
-            text_log=self._settings.text_log,
-        )
+        own = self._settings
+        options = SessionOptions(own.idle_timeout_s, own.send_timeout_s, own.max_frame_mb << 20, own.text_log)
         try:
-            session = Session(sock, peer, scan_id, options, self._context, emit)
+            session = Session(sock, peer, scan_id, options, self._context, emit, self._recorder.begin(peer))
         except OSError:  # no file descriptor left: the sessions that run must not suffer
             with self._lock:
                 self._counts["sessions_refused"] += 1
