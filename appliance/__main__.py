@@ -175,6 +175,45 @@ def pacs(folder: Path, port: int, ae_title: str) -> None:
         raise click.ClickException(f"simulate pacs: port {port}: {error.strerror}; choose another") from error
 
 
+@simulate.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=18944, show_default=True)
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--rate", type=click.FloatRange(0.1, 200), default=20.0, show_default=True, help="Frames per second.")
+@click.option("--frames", type=click.IntRange(min=1), help="Stop after so many; without it, go on until SIGTERM.")
+@click.option("--skew-ms", type=float, default=0.0, help="Fault: the poses' time stamps are wrong by so much.")
+@click.option(
+    "--missing-s",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    help="Fault: no tool is seen in the last seconds of each ten.",
+)
+def ultrasound(
+    file: Path | None, port: int, bind: str, rate: float, frames: int | None, skew_ms: float, missing_s: float
+) -> None:
+    """Be a tracked ultrasound machine (PLUS): serve FILE (.igs.mha) to and fro, or a sweep over a phantom."""
+    import signal
+    import threading
+
+    from appliance.simulate.ultrasound import UltrasoundServer, file_pictures, phantom_pictures, stream
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        pictures = file_pictures(file) if file else phantom_pictures(rate)
+        server = UltrasoundServer(port, bind)
+    except ValueError as error:
+        raise click.ClickException(f"simulate ultrasound: {error}") from error
+    except OSError as error:
+        text = f"simulate ultrasound: {bind}:{port}: {error.strerror}; choose another port or address"
+        raise click.ClickException(text) from error
+    click.echo(f"listening on {bind}:{server.port}")
+    sent = stream(server, pictures, rate_hz=rate, stop=stop, n_frames=frames, skew_ms=skew_ms, missing_s=missing_s)
+    server.close()
+    click.echo(f"{sent} frames sent")
+
+
 @main.command("_child", hidden=True)
 @click.argument("kind", type=click.Choice(["pipeline", "receiver", "deliverer", "console"]))
 @click.argument("name", required=False)

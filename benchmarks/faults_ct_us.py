@@ -42,12 +42,12 @@ from appliance.faults.events import EventLog
 from appliance.faults.measurements import Measurements
 from appliance.faults.thresholds import learn_setup
 from appliance.frames import Finding, Frame
+from appliance.imaging.metaimage import read_metaimage
 from appliance.ultrasound.faults import UltrasoundFaults
 from benchmarks.grappa import machine
 from training import ct_faults, us_faults
 from training.dicom_slices import dicom_slices
 from training.low_dose_ct import hu_phantom
-from training.mha import mha_frames
 from training.parallel_beam import beam_for
 from training.simulate_faults import ellipses
 from training.validate_denoise import HELD_OUT
@@ -148,10 +148,15 @@ def simulated_clip(number: int, n_frames: int = N_BEFORE + 1) -> list[Image]:
     return us_faults.clip(np.random.default_rng([11, number]), 256, n_frames)
 
 
+def us_frames(name: str) -> list[Image]:
+    file = SHARED / "us_tracked/TestImages" / f"{name}.igs.mha"
+    return list(read_metaimage(file.read_bytes()).array.astype(np.float32))
+
+
 def real_clips() -> list[list[Image]]:
     clips = []
     for name in US_FRAMES[:1]:  # in the water tank there is nothing to lose contact with
-        frames = list(mha_frames(SHARED / "us_tracked/TestImages" / f"{name}.igs.mha"))
+        frames = us_frames(name)
         clips += [frames[i - N_BEFORE : i + 1] for i in range(N_BEFORE, len(frames))]
     return clips
 
@@ -316,7 +321,7 @@ def planted_us(n_cases: int) -> dict[str, Any]:
     if SHARED.exists():
         rows += us_rows("real US", real_clips(), None)
         for name in US_FRAMES:
-            images = list(mha_frames(SHARED / "us_tracked/TestImages" / f"{name}.igs.mha"))
+            images = us_frames(name)
             clean.append(all_clean(name, UltrasoundFaults, images))
     shown = us_faults.clip(np.random.default_rng(0), 512, 8)
     return {"planted": rows, "clean": clean, "ms_per_512_frame": speed(UltrasoundFaults, shown)}

@@ -32,6 +32,7 @@ LAYERS = [
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",
         "appliance/igtl_server.py", "appliance/igtl_client.py", "appliance/mrd_session.py",
+        "appliance/ultrasound_session.py",
         "appliance/http_deadline.py", "appliance/kernels/", "appliance/frame_words.py",
         "appliance/recording.py", "appliance/recorder.py",
     ),

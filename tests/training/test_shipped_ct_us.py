@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from appliance.imaging.metaimage import read_metaimage
 from appliance.inference.card import read_model, shipped_models
 from appliance.inference.openvino import OpenVino
-from training.mha import mha_frames
 from training.validate_ct import real_set, validate_set
 from training.validate_us import clean_display, displays, estimate_speckle, non_local_means, psnr_db
 
@@ -57,7 +57,7 @@ def test_real_ultrasound_keeps_its_brightness_and_its_bright_edges():
     if not SPINE.exists():
         pytest.skip(f"no {SPINE}")
     card, run = loaded("us-despeckle")
-    frame = list(mha_frames(SPINE))[10][10:600, 185:635]
+    frame = read_metaimage(SPINE.read_bytes()).array[10, 10:600, 185:635].astype(np.float32)
     level = estimate_speckle(frame)
     result = clean_display(frame, level, run, card.input.multiple_px)
     grey = (frame > 20) & (frame < 235)

@@ -9,9 +9,9 @@ import pytest
 
 from appliance.faults.detector import default_thresholds
 from appliance.frames import Frame, Scan
+from appliance.imaging.metaimage import read_metaimage
 from appliance.ultrasound.faults import CLIP_FRAME_S, UltrasoundFaults
 from training import us_faults
-from training.mha import mha_frames
 
 TRACKED = Path(__file__).parents[4] / "shared" / "data" / "us_tracked" / "TestImages"
 N_FRAMES = 8
@@ -78,7 +78,7 @@ def test_real_frames_are_silent(name):
     path = TRACKED / f"{name}.igs.mha"
     if not path.exists():
         pytest.skip(f"{path} is absent")
-    assert not any(judge(detector(), list(mha_frames(path))[:40]))
+    assert not any(judge(detector(), list(read_metaimage(path.read_bytes()).array[:40])))
 
 
 @pytest.mark.parametrize("kind", WORDS)
@@ -86,7 +86,7 @@ def test_faults_planted_into_real_frames_are_found(kind):
     path = TRACKED / "SpinePhantomFreehand.igs.mha"
     if not path.exists():
         pytest.skip(f"{path} is absent")
-    images = list(mha_frames(path))[:7]
+    images = list(read_metaimage(path.read_bytes()).array[:7].astype(np.float32))
     for number in range(3):
         planted = us_faults.plant(np.random.default_rng([75, number]), kind, images[-1])
         assert kind in [f.kind for f in judge(detector(), [*images[:-1], planted.image])[-1]]

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receive ultrasound images and poses by OpenIGTLink, and hand on the newest image with its place.
+
+The clients' threads match as messages come; whoever calls `next` gets the newest image that is settled. What was
+settled and not fetched when the next one came is left out, and counted: an old live image is worth nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.frames import Affine, Array, Tracking
+from appliance.igtl import Image, Message, Query, Transform
+from appliance.igtl_client import Client
+from appliance.ultrasound.match_poses import Chain, Limits, Matched, MatchPoses
+from appliance.ultrasound.place_image import image_in_lps, pose_fault, split
+
+Address = tuple[str, int]
+
+_NAME_BYTES = 20  # of a device on the wire; PLUS cuts longer names
+_POSES, _IMAGES = ("TRANSFORM", "TDATA", "QTDATA"), ("IMAGE",)
+_EVERY_MS = 10  # how often a tracker is asked for its tools
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One IMAGE. `affine` is its geometry as sent, index to LPS mm."""
+
+    array: Array
+    affine: Affine
+    received_ns: int
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What is received from where. Without `chain` images have no pose, or, `placed`, bring their own."""
+
+    server: Address
+    tracker: Address | None  # None: the server sends the poses, too
+    image: str  # device name; empty: of the first image that comes
+    placed: bool
+    chain: Chain | None
+    limits: Limits
+    max_bytes: int
+    silence_s: float
+
+
+class Session:
+    """Connects from `start` to `close`. `next` is for one thread."""
+
+    def __init__(self, options: SessionOptions, on_state: Callable[[str, str], None]) -> None:
+        self._options, self._on_state = options, on_state
+        self._match = MatchPoses(options.chain, options.limits)
+        self._changed = threading.Condition()
+        self._slot: Matched | None = None
+        self._lost = ""
+        self._image = options.image[:_NAME_BYTES]
+        self._others: set[str] = set()
+        self.n_images = self.n_left_out = 0
+        self._clients = {"server": self._client("server", options.server, _IMAGES + _POSES * (not options.tracker))}
+        if options.tracker:
+            self._clients["tracker"] = self._client("tracker", options.tracker, _POSES)
+
+    def start(self) -> None:
+        """Begin to connect."""
+        for client in self._clients.values():
+            client.start()
+
+    def close(self) -> None:
+        """Hang up."""
+        for client in self._clients.values():
+            client.close()
+
+    def next(self, timeout_s: float) -> tuple[Matched | None, str]:
+        """Return (image, lost): the newest image that has its pose or will not get one, None after `timeout_s`; and
+        why the connection that brings the images was lost after it, if it was."""
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        with self._changed:
+            while True:
+                now_ns = time.monotonic_ns()
+                self._settle(now_ns)
+                if self._slot is not None or self._lost or now_ns >= deadline_ns:
+                    break
+                wait_ns = self._match.wait_ns(now_ns)
+                self._changed.wait((deadline_ns - now_ns if wait_ns is None else wait_ns + 1000) / 1e9)
+            found, lost, self._slot, self._lost = self._slot, self._lost, None, ""
+            return found, lost
+
+    def status(self) -> dict[str, Any]:
+        """Plain values."""
+        with self._changed:
+            return {
+                "connections": {name: client.status() for name, client in self._clients.items()},
+                "received": self.n_images,
+                "left_out": self.n_left_out,
+                "skew_ms": round(self._match.skew_ns / 1e6, 1),
+                "clock_jumps": self._match.n_jumps,
+                "invalid_poses": self._match.n_invalid_poses,
+                "other_images": sorted(self._others),
+            }
+
+    def _client(self, name: str, address: Address, wanted: Sequence[str]) -> Client:
+        start = Message(Query("STT", "TDATA", struct.pack(">I32s", _EVERY_MS, b"")))
+        return Client(
+            *address,
+            on_message=self._received,
+            on_state=lambda state: self._state(name, state),
+            wanted=wanted,
+            queries=(start,) if name == "tracker" else (),
+            silence_s=self._options.silence_s,
+            max_body_bytes=self._options.max_bytes,
+        )
+
+    def _state(self, name: str, state: str) -> None:
+        if name == "server" and state.startswith("lost"):
+            with self._changed:
+                self._settle(time.monotonic_ns(), at_once=True)  # what waits for a pose belongs before the end
+                self._lost = state
+                self._image = self._options.image[:_NAME_BYTES]
+                self._changed.notify()
+        self._on_state(name, state)
+
+    def _received(self, message: Message, received_ns: int) -> None:
+        with self._changed:
+            if isinstance(message.content, Image):
+                self._take_image(message, message.content, received_ns)
+            else:
+                for name, matrix, fault in _poses(message):
+                    self._match.pose(name, matrix, message.time_ns, received_ns, fault)
+            self._settle(time.monotonic_ns())
+            self._changed.notify()
+
+    def _take_image(self, message: Message, image: Image, received_ns: int) -> None:
+        self._image = self._image or message.device_name
+        if message.device_name != self._image:
+            if len(self._others) < 16:
+                self._others.add(message.device_name)
+            return
+        self.n_images += 1
+        picture = Picture(image.array, image.affine, received_ns)
+        place = _place_of(message, image.affine) if self._options.placed else None
+        self._match.image(picture, message.time_ns, received_ns, place)
+
+    def _settle(self, now_ns: int, *, at_once: bool = False) -> None:
+        for found in self._match.take(now_ns, at_once=at_once):
+            self.n_left_out += self._slot is not None
+            self._slot = found
+
+
+def _said(message: Message, name: str = "Transform") -> str:
+    """What its sender says of a pose (PLUS, in the metadata of protocol 3), where that is not good."""
+    status = message.metadata.get(f"{name}Status", "OK")
+    return "" if status == "OK" else f"its sender says {status[:20]}"
+
+
+def _poses(message: Message) -> Iterator[tuple[str, Affine, str]]:
+    """Name, matrix as on the wire, and what its sender has against it, of each pose in a message."""
+    if isinstance(message.content, Transform):
+        yield message.device_name, message.content.matrix, _said(message)
+
+
+def _place_of(message: Message, affine: Affine) -> tuple[Tracking, Affine | None]:
+    """The place that an image brings with it."""
+    try:
+        rigid_ras, _ = split(image_in_lps(affine))
+        fault = _said(message) or pose_fault(rigid_ras)
+    except ValueError as error:
+        fault = str(error)
+    return (Tracking(None, f"the image's own: {fault}"), None) if fault else (Tracking(split(affine)[0]), affine)
