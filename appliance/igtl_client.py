@@ -26,7 +26,6 @@ _CONNECT_S = 2.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0  # between attempts, doubled each time: an operator waits for this
 _HANG_UP_AFTER = 6  # times `silence_s`: a proxy or tunnel keeps a connection open that leads nowhere any more
 _GONE_S = 5  # a peer that acknowledges nothing for so long is gone
-_READ_BYTES = 256 << 10
 
 
 class Client:
@@ -121,20 +120,22 @@ class Client:
         heard_s = time.monotonic()
         while not self._halt.is_set():
             try:
-                data = connected.recv(_READ_BYTES)
+                n_bytes = connected.recv_into(connection.room())
             except TimeoutError as error:
                 if error.errno is not None:  # ETIMEDOUT, the kernel's: the peer is gone
                     raise
                 self._listen(time.monotonic() - heard_s)
                 continue
             now_ns = time.monotonic_ns()
-            if not data:
+            if not n_bytes:
                 raise PeerError("the peer hung up")
-            if events := connection.receive(data):
+            if events := connection.received(n_bytes):
                 heard_s = now_ns / 1e9
                 self._say("connected")
                 for event in events:
                     self._hand_over(event, now_ns)
+                if connection.fault is not None:
+                    raise connection.fault
             else:  # pieces of a message that never ends are silence, too
                 self._listen(now_ns / 1e9 - heard_s)
 

@@ -8,17 +8,45 @@ Reference: Tokuda et al., doi:10.1002/rcs.274; http://openigtlink.org/developers
 """
 
 from appliance.igtl.connection import Connection, Skipped
-from appliance.igtl.messages import Capability, Image, Message, Query, Status, Text, Transform, encode
+from appliance.igtl.geometry import Attribute, Cells, Point, Points, PolyData, Trajectories, Trajectory
+from appliance.igtl.images import Image, ImageInfo, ImageInfos, ImagePart, LabelInfo, LabelInfos, paste
+from appliance.igtl.messages import Bind, Content, Message, encode
+from appliance.igtl.queries import Capability, Pace, Query, Reply
+from appliance.igtl.tracking import Position, QuaternionData, QuaternionTool, Tool, TrackingData, Transform
+from appliance.igtl.words import Sensor, Status, Text
 
 __all__ = [
+    "Attribute",
+    "Bind",
     "Capability",
+    "Cells",
     "Connection",
+    "Content",
     "Image",
+    "ImageInfo",
+    "ImageInfos",
+    "ImagePart",
+    "LabelInfo",
+    "LabelInfos",
     "Message",
+    "Pace",
+    "Point",
+    "Points",
+    "PolyData",
+    "Position",
+    "QuaternionData",
+    "QuaternionTool",
     "Query",
+    "Reply",
+    "Sensor",
     "Skipped",
     "Status",
     "Text",
+    "Tool",
+    "TrackingData",
+    "Trajectories",
+    "Trajectory",
     "Transform",
     "encode",
+    "paste",
 ]

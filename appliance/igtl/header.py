@@ -8,18 +8,18 @@ Header version 1 belongs to protocol 1 and 2; header versions 2 and 3 add the ex
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import fastcrc
 
 from appliance.errors import PeerError
+from appliance.igtl.words import ASCII, UTF8
 
 _HEADER = struct.Struct(">H12s20sQQQ")
 _EXTENDED = struct.Struct(">HHII")
 _ENTRY = struct.Struct(">HHI")  # of the metadata's index: key length, encoding of the value, value length
 HEADER_BYTES = _HEADER.size
-_ASCII, _UTF8 = 3, 106  # IANA MIBenum
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Header:
     crc: int
 
 
-def checksum(body: bytes) -> int:
-    """Return the CRC-64 (ECMA-182, not reflected, initial value 0) of `body`."""
-    return int(fastcrc.crc64.ecma_182(body))
+def checksum(body: bytes | bytearray | memoryview, before: int = 0) -> int:
+    """Return the CRC-64 (ECMA-182, not reflected, initial value 0) of `body`, behind bytes whose CRC is `before`."""
+    return int(fastcrc.crc64.ecma_182(body, before))
 
 
 def to_timestamp(time_ns: int) -> int:
@@ -49,7 +49,7 @@ def from_timestamp(timestamp: int) -> int:
     return (timestamp * 1_000_000_000) >> 32
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes | memoryview) -> Header:
     """Decode exactly `HEADER_BYTES` bytes. Raises PeerError when they cannot be OpenIGTLink."""
     version, kind, device, timestamp, body_bytes, crc = _HEADER.unpack(data)
     if not 1 <= version <= 3:
@@ -61,11 +61,15 @@ def read_header(data: bytes) -> Header:
     return Header(version, kind.decode("ascii"), name, timestamp, body_bytes, crc)
 
 
-def frame_message(version: int, kind: str, device_name: str, timestamp: int, parts: tuple[bytes, ...]) -> bytes:
-    """Put the fixed header in front of a body given in parts."""
-    body = b"".join(parts)
-    device = device_name.encode("utf-8")[:20]
-    return _HEADER.pack(version, kind.encode("ascii"), device, timestamp, len(body), checksum(body)) + body
+def frame_message(
+    version: int, kind: str, device_name: bytes, timestamp: int, parts: Sequence[bytes | memoryview]
+) -> bytes:
+    """Put the fixed header in front of a body given in parts; each byte of them is copied once."""
+    crc, body_bytes = 0, 0
+    for part in parts:
+        crc, body_bytes = checksum(part, crc), body_bytes + len(part)
+    header = _HEADER.pack(version, kind.encode("ascii"), device_name, timestamp, body_bytes, crc)
+    return b"".join((header, *parts))
 
 
 def write_metadata(metadata: Mapping[str, str], message_id: int) -> tuple[bytes, bytes]:
@@ -73,13 +77,13 @@ def write_metadata(metadata: Mapping[str, str], message_id: int) -> tuple[bytes,
     index, texts = [struct.pack(">H", len(metadata))], []
     for key, value in metadata.items():
         encoded_key, encoded = key.encode("utf-8"), value.encode("utf-8")
-        index.append(_ENTRY.pack(len(encoded_key), _ASCII if encoded.isascii() else _UTF8, len(encoded)))
+        index.append(_ENTRY.pack(len(encoded_key), ASCII if encoded.isascii() else UTF8, len(encoded)))
         texts += [encoded_key, encoded]
     header, body = b"".join(index), b"".join(texts)
     return _EXTENDED.pack(_EXTENDED.size, len(header), len(body), message_id), header + body
 
 
-def split_body(body: bytes) -> tuple[memoryview, dict[str, str], int]:
+def split_body(body: memoryview) -> tuple[memoryview, dict[str, str], int]:
     """Split a body of header version 2 or 3 into (content, metadata, message id)."""
     if len(body) < _EXTENDED.size:
         raise PeerError(f"igtl: body of {len(body)} bytes cannot hold the extended header of 12; mend the sender")
@@ -91,7 +95,7 @@ def split_body(body: bytes) -> tuple[memoryview, dict[str, str], int]:
             f"do not fit a body of {len(body)}; mend the sender"
         )
     end = len(body) - metadata_bytes
-    return memoryview(body)[extended_bytes:end], _read_metadata(body[end:], header_bytes), message_id
+    return body[extended_bytes:end], _read_metadata(bytes(body[end:]), header_bytes), message_id
 
 
 def _read_metadata(data: bytes, header_bytes: int) -> dict[str, str]:

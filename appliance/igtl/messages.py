@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What OpenIGTLink messages say, and their bytes.
-
-Geometry: LPS mm inside, RAS on the wire. IMAGE has a field for either, but most displays never read it and
-assume RAS, so RAS is what we send, and the field says so.
-"""
+"""A message and its bytes: which content has which type, metadata around it, and BIND, several in one."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Any
 
 from appliance.errors import PeerError
-from appliance.frames import Affine, Array
+from appliance.igtl import geometry, images, queries, tracking, words
 from appliance.igtl.header import (
     Header,
     frame_message,
@@ -23,70 +18,40 @@ from appliance.igtl.header import (
     to_timestamp,
     write_metadata,
 )
+from appliance.igtl.words import name_bytes, read_name
 
-_IMAGE = struct.Struct(">HBBBB3H12f6H")
-_STATUS = struct.Struct(">Hq20s")
-_SCALARS = {2: "i1", 3: "u1", 4: "i2", 5: "u2", 6: "i4", 7: "u4", 10: "f4", 11: "f8"}
-_CODES = {np.dtype(name): code for code, name in _SCALARS.items()}
-_BIG, _LITTLE = 1, 2
-_RAS, _LPS = 1, 2
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS <-> RAS
-_ASCII, _UTF8 = 3, 106  # IANA MIBenum
-_LONGEST_TEXT = 65535
-
-# STATUS codes of the standard that we use
-OK, NOT_FOUND, BUSY, CONNECTION_LOST, NOT_READY, HARDWARE_FAILURE, SHUTTING_DOWN = 1, 4, 6, 7, 13, 18, 19
+_CHILD = struct.Struct(">12sQ")
+_MOST_CHILDREN = 1024
+_Parts = Sequence[bytes | memoryview]
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
-    """IMAGE. `array` is (z, y, x) or (z, y, x, component); `affine` maps (x, y, z) index to LPS mm."""
+class Bind:
+    """BIND: several contents with a name each; no BIND within."""
 
-    array: Array
-    affine: Affine
-
-
-@dataclass(frozen=True)
-class Status:
-    """STATUS: how the sender is."""
-
-    code: int
-    name: str = ""
-    text: str = ""
-    subcode: int = 0
+    children: tuple[tuple[str, Content], ...]
 
 
-@dataclass(frozen=True)
-class Text:
-    """STRING."""
-
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
-class Transform:
-    """TRANSFORM: a (4, 4) matrix exactly as on the wire; the message does not say between which spaces."""
-
-    matrix: Affine
-
-
-@dataclass(frozen=True)
-class Capability:
-    """CAPABILITY: the message types that the sender understands."""
-
-    types: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Query:
-    """GET_…, STT_… (start) or STP_… (stop): the sender wants `type`, as far as 12 letters can say."""
-
-    action: str
-    type: str
-    body: bytes = b""
-
-
-Content = Image | Status | Text | Transform | Capability | Query
+Content = (
+    images.Image
+    | images.ImagePart
+    | images.ImageInfos
+    | images.LabelInfos
+    | words.Status
+    | words.Text
+    | words.Sensor
+    | tracking.Transform
+    | tracking.Position
+    | tracking.TrackingData
+    | tracking.QuaternionData
+    | geometry.Points
+    | geometry.Trajectories
+    | geometry.PolyData
+    | queries.Capability
+    | queries.Query
+    | queries.Reply
+    | Bind
+)
 
 
 @dataclass(frozen=True)
@@ -102,129 +67,110 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """Return the wire bytes of `message`."""
-    kind, parts = _write(message.content)
-    if message.version > 1:
-        before, after = write_metadata(message.metadata, message.message_id)
-        parts = (before, *parts, after)
-    return frame_message(message.version, kind, message.device_name, to_timestamp(message.time_ns), parts)
+    """Return the wire bytes of `message`. Raises ValueError where OpenIGTLink cannot hold what it says."""
+    kind = type_of(message.content)
+    try:
+        parts = _write(message.content)
+        if message.version > 1:
+            before, after = write_metadata(message.metadata, message.message_id)
+            parts = (before, *parts, after)
+        name = name_bytes(message.device_name)
+        return frame_message(message.version, kind, name, to_timestamp(message.time_ns), parts)
+    except (struct.error, OverflowError) as error:  # OverflowError: beyond float32
+        raise ValueError(f"encode: {kind} with a number that does not fit its field: {error}") from error
+
+
+def type_of(content: Content) -> str:
+    """Return the message type that goes into the header; longer ones are cut to its 12 letters."""
+    match content:
+        case queries.Query():
+            return f"{content.action}_{content.type}"[:12]
+        case queries.Reply():
+            return f"RTS_{content.type}"[:12]
+    return _TYPES[type(content)][0]
 
 
 def understands(kind: str) -> bool:
     """Whether `decode` knows messages of type `kind`."""
-    return kind in _READERS or kind[:4] in _ACTIONS
+    return kind in _READERS or kind[:4] in (*queries.ACTIONS, "RTS_")
 
 
-def decode(header: Header, body: bytes) -> Message:
-    """Return the message in `body`, whose CRC the caller has checked. Raises PeerError."""
-    content, metadata, message_id = (memoryview(body), {}, 0) if header.version == 1 else split_body(body)
-    try:
-        if header.type[:4] in _ACTIONS:
-            said: Content = Query(header.type[:3], header.type[4:], bytes(content))
-        else:
-            said = _READERS[header.type](content)
-    except struct.error as error:
-        raise PeerError(
-            f"igtl: {header.type} with a content of {len(content)} bytes: {error}; mend the sender"
-        ) from error
+def decode(header: Header, body: bytes | memoryview) -> Message:
+    """Return the message in `body`, whose CRC the caller has checked and which nobody writes to. Raises PeerError."""
+    whole = memoryview(body).toreadonly()
+    content, metadata, message_id = (whole, {}, 0) if header.version == 1 else split_body(whole)
+    said = _read(header.type, content)
     return Message(said, header.device_name, from_timestamp(header.timestamp), header.version, metadata, message_id)
 
 
-def _write(content: Content) -> tuple[str, tuple[bytes, ...]]:
+def _read(kind: str, content: memoryview) -> Content:
+    try:
+        if kind[:4] in queries.ACTIONS:
+            return queries.Query(kind[:3], kind[4:], bytes(content))
+        if kind[:4] == "RTS_":
+            return queries.read_reply(kind[4:], content)
+        return _READERS[kind](content)
+    except struct.error as error:
+        raise PeerError(f"igtl: {kind} with a content of {len(content)} bytes: {error}; mend the sender") from error
+
+
+def _write(content: Content) -> _Parts:
     match content:
-        case Image():
-            return "IMAGE", _write_image(content)
-        case Status():
-            head = _STATUS.pack(content.code, content.subcode, content.name.encode("utf-8")[:20])
-            return "STATUS", (head, content.text.encode("utf-8"), b"\0")
-        case Text():
-            data = content.text.encode("utf-8")[:_LONGEST_TEXT]
-            return "STRING", (struct.pack(">HH", _ASCII if data.isascii() else _UTF8, len(data)), data)
-        case Transform():
-            return "TRANSFORM", (content.matrix[:3].T.astype(">f4").tobytes(),)
-        case Capability():
-            return "CAPABILITY", tuple(struct.pack("12s", kind.encode("ascii")) for kind in content.types)
-        case Query():
-            return f"{content.action}_{content.type}"[:12], (content.body,)
+        case queries.Query():
+            return (content.body,)
+        case queries.Reply():
+            return queries.write_reply(content)
+    return _TYPES[type(content)][1](content)
 
 
-def _write_image(image: Image) -> tuple[bytes, bytes]:
-    array = np.asarray(image.array)
-    if array.dtype.newbyteorder("=") not in _CODES or array.ndim not in (3, 4):
-        raise ValueError(f"encode: expected a (z, y, x) array of a plain number type, got {array.dtype} {array.shape}")
-    size_zyx, components = array.shape[:3], array.shape[3] if array.ndim == 4 else 1
-    if not 0 < min(size_zyx) <= max(size_zyx) <= 0xFFFF or not 0 < components <= 0xFF:
-        raise ValueError(f"encode: IMAGE holds 1 to 65535 voxels along an axis, got {array.shape}")
-    size = size_zyx[::-1]
-    ras = _FLIP @ image.affine
-    centre = ras @ [*((n - 1) / 2 for n in size), 1.0]
-    head = _IMAGE.pack(
-        *(1, components, _CODES[array.dtype.newbyteorder("=")], _LITTLE, _RAS),
-        *size,
-        *ras[:3, :3].T.ravel(),  # the columns, each direction times spacing
-        *centre[:3],  # "position" is the centre of the image
-        *(0, 0, 0),
-        *size,  # the sub-volume is the whole
-    )
-    return head, np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+def _write_bind(bind: Bind) -> _Parts:
+    if any(isinstance(content, Bind) for _, content in bind.children):
+        raise ValueError("encode: a BIND within a BIND; send its children")
+    kinds = [name_bytes(type_of(content), 12) for _, content in bind.children]
+    bodies = [b"".join(_write(content)) for _, content in bind.children]
+    names = b"".join(name_bytes(name) + b"\0" for name, _ in bind.children)
+    names += b"\0" * (len(names) % 2)
+    table = [_CHILD.pack(kind, len(body)) for kind, body in zip(kinds, bodies, strict=True)]
+    padded = [body + b"\0" * (len(body) % 2) for body in bodies]
+    return (struct.pack(">H", len(bodies)), *table, struct.pack(">H", len(names)), names, *padded)
 
 
-def _read_image(content: memoryview) -> Image:
-    values = _IMAGE.unpack_from(content)
-    _, components, scalar, endian, coordinates = values[:5]
-    size, geometry, offset, part = values[5:8], np.array(values[8:20], np.float64), values[20:23], values[23:26]
-    if scalar not in _SCALARS or endian not in (_BIG, _LITTLE) or coordinates not in (_RAS, _LPS) or not components:
-        raise PeerError(
-            f"igtl: IMAGE with scalar type {scalar}, endian {endian}, coordinates {coordinates} and {components} "
-            "components; mend the sender"
-        )
-    if not min(size) or not np.isfinite(geometry).all():
-        raise PeerError(f"igtl: IMAGE of size {size} with geometry {geometry.tolist()}; mend the sender")
-    if offset != (0, 0, 0) or part != size:
-        raise PeerError(f"igtl: IMAGE updates a part {part} of {size} at {offset}; let the peer send whole images")
-    dtype = np.dtype(("<" if endian == _LITTLE else ">") + _SCALARS[scalar])
-    shape = (*size[::-1], components) if components > 1 else size[::-1]
-    expected = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if len(content) - _IMAGE.size != expected:
-        raise PeerError(
-            f"igtl: IMAGE of {shape} {dtype} has {len(content) - _IMAGE.size} bytes, not {expected}; mend the sender"
-        )
-    affine = np.eye(4)
-    affine[:3, :3] = geometry[:9].reshape(3, 3).T
-    affine[:3, 3] = geometry[9:] - affine[:3, :3] @ [(n - 1) / 2 for n in size]
-    array = np.frombuffer(content, dtype, offset=_IMAGE.size).reshape(shape)
-    return Image(array, affine if coordinates == _LPS else _FLIP @ affine)
+def _read_bind(content: memoryview) -> Bind:
+    (count,) = struct.unpack_from(">H", content)
+    at = 2 + count * _CHILD.size
+    if count > _MOST_CHILDREN or at + 2 > len(content):
+        raise PeerError(f"igtl: BIND of {count} messages in {len(content)} bytes; mend the sender")
+    table = [(read_name(kind), size) for kind, size in _CHILD.iter_unpack(content[2:at])]
+    (names_bytes,) = struct.unpack_from(">H", content, at)
+    names = bytes(content[at + 2 : at + 2 + names_bytes]).split(b"\0")
+    at += 2 + names_bytes
+    if len(names) <= count or at + sum(size for _, size in table) > len(content):
+        raise PeerError(f"igtl: BIND of {count} messages with {len(content)} bytes does not hold them; mend the sender")
+    children = []
+    for (kind, size), name in zip(table, names, strict=False):
+        if kind == "BIND" or not understands(kind):
+            raise PeerError(f"igtl: BIND with a {kind!r} in it, which we do not take there; send it by itself")
+        children.append((name.decode("utf-8", "replace"), _read(kind, content[at : at + size])))
+        at += size + size % 2
+    return Bind(tuple(children))
 
 
-def _read_status(content: memoryview) -> Status:
-    code, subcode, name = _STATUS.unpack_from(content)
-    text = bytes(content[_STATUS.size :]).split(b"\0", 1)[0]
-    return Status(code, name.split(b"\0", 1)[0].decode("utf-8", "replace"), text.decode("utf-8", "replace"), subcode)
-
-
-def _read_text(content: memoryview) -> Text:
-    _, length = struct.unpack_from(">HH", content)
-    if 4 + length > len(content):
-        raise PeerError(f"igtl: STRING of {length} bytes runs over its content of {len(content)}; mend the sender")
-    return Text(bytes(content[4 : 4 + length]).decode("utf-8", "replace"))
-
-
-def _read_transform(content: memoryview) -> Transform:
-    matrix = np.eye(4)
-    matrix[:3] = np.reshape(struct.unpack(">12f", content), (4, 3)).T
-    return Transform(matrix)
-
-
-def _read_capability(content: memoryview) -> Capability:
-    names = (name.rstrip(b"\0 ").decode("ascii", "replace") for (name,) in struct.iter_unpack("12s", content))
-    return Capability(tuple(names))
-
-
-_ACTIONS = ("GET_", "STT_", "STP_")
-_READERS: dict[str, Callable[[memoryview], Content]] = {
-    "IMAGE": _read_image,
-    "STATUS": _read_status,
-    "STRING": _read_text,
-    "TRANSFORM": _read_transform,
-    "CAPABILITY": _read_capability,
+_TYPES: dict[type, tuple[str, Callable[[Any], _Parts], Callable[[memoryview], Content]]] = {
+    images.Image: ("IMAGE", images.write_image, images.read_image),
+    images.ImagePart: ("IMAGE", images.write_image, images.read_image),
+    images.ImageInfos: ("IMGMETA", images.write_image_infos, images.read_image_infos),
+    images.LabelInfos: ("LBMETA", images.write_label_infos, images.read_label_infos),
+    words.Status: ("STATUS", words.write_status, words.read_status),
+    words.Text: ("STRING", words.write_text, words.read_text),
+    words.Sensor: ("SENSOR", words.write_sensor, words.read_sensor),
+    tracking.Transform: ("TRANSFORM", tracking.write_transform, tracking.read_transform),
+    tracking.Position: ("POSITION", tracking.write_position, tracking.read_position),
+    tracking.TrackingData: ("TDATA", tracking.write_tracking, tracking.read_tracking),
+    tracking.QuaternionData: ("QTDATA", tracking.write_quaternions, tracking.read_quaternions),
+    geometry.Points: ("POINT", geometry.write_points, geometry.read_points),
+    geometry.Trajectories: ("TRAJ", geometry.write_trajectories, geometry.read_trajectories),
+    geometry.PolyData: ("POLYDATA", geometry.write_polydata, geometry.read_polydata),
+    queries.Capability: ("CAPABILITY", queries.write_capability, queries.read_capability),
+    Bind: ("BIND", _write_bind, _read_bind),
 }
+_READERS = {kind: read for kind, _, read in _TYPES.values()}

@@ -20,7 +20,8 @@ from appliance.context import Context
 from appliance.frame_words import metadata, remarks
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, Text, encode
-from appliance.igtl.messages import CONNECTION_LOST, OK, SHUTTING_DOWN, Content
+from appliance.igtl.messages import Content
+from appliance.igtl.words import CONNECTION_LOST, OK, SHUTTING_DOWN
 from appliance.igtl_server import DisplayServer, Packets
 from appliance.imaging.quantise import ScanScale, to_uint16
 from operators import OperatorSettings

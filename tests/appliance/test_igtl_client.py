@@ -211,6 +211,15 @@ def test_a_peer_that_breaks_the_protocol_is_hung_up_on_and_tried_again(connect, 
             heard.wait(lambda: heard.messages)
 
 
+def test_a_good_message_before_a_bad_one_is_not_lost(connect, peer):
+    _, heard = connect(peer.port)
+    with peer.accept() as connected:
+        connected.sendall(encode(HELLO) + b"not OpenIGTLink at all" + bytes(58))
+        heard.wait(lambda: len(heard.states) == 2)
+    assert [message for message, _ in heard.messages] == [HELLO]
+    assert "igtl: header version " in heard.states[1]
+
+
 def test_who_hangs_up_at_once_is_not_called_in_a_hurry(connect, peer):
     connect(peer.port)
     end, n_accepted = time.monotonic() + 3, 0
