@@ -164,7 +164,20 @@ install_appliance() {
     fi
     check_as_service_user ||
         die "repair what is listed, then: $prefix/bin/nearscan check $etc/site.yaml && systemctl restart nearscan"
+    first_account
     say "ready: systemctl start nearscan (or restart, if it runs), then $prefix/bin/nearscan status"
+}
+
+# Nobody can sign in at the console before there is an account. The password is typed here or the account made later.
+first_account() {
+    local name='' add="$prefix/bin/nearscan users add NAME --role engineer"
+    [ "$("$prefix/bin/nearscan" users list --json)" = '{}' ] || return 0
+    if [ -t 0 ]; then
+        read -r -p "nearscan: name of the console's first account, an engineer (empty: later): " name
+    fi
+    [ -z "$name" ] || "$prefix/bin/nearscan" users add "$name" --role engineer ||
+        say "no account was made; later: $add"
+    [ -n "$name" ] || say "the console has no account yet; make one: $add"
 }
 
 # Root may do what the service may not, so the check runs as the service's user.

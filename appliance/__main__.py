@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "replay": "appliance.commands.recordings",
     "route": "appliance.commands.route",
     "send": "appliance.commands.send",
+    "users": "appliance.commands.users",
 }
 
 

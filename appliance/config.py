@@ -212,6 +212,8 @@ def _impossible(settings: Settings) -> Iterator[tuple[Keys, str]]:
         (("site", "run_dir"), settings.site.run_dir),
         (("models", "dir"), settings.models.dir),
         *((("listen", "dicom_tls", key), getattr(settings.listen.dicom_tls, key, None)) for key in _TLS_FILES),
+        *((("console", "tls", key), getattr(getattr(settings.console, "tls", None), key, None)) for key in _TLS_FILES),
+        (("console", "accounts"), getattr(settings.console, "accounts", None)),
     ):
         if folder is not None and not folder.is_absolute():
             yield keys, f"must be an absolute path, got {str(folder)!r}; begin it with '/'"

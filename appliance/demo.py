@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import tempfile
 import time
@@ -16,6 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.console.accounts import Accounts, accounts_file
 from appliance.latency import Latency
 from appliance.mri.phantom import BREATH_FRAMES, cine_kspace
 from appliance.simulate.display import Display
@@ -45,7 +47,7 @@ pipelines:
       - dicom_results: {to: [pacs]}
       - preview
 buffer: {reserve_gb: 0.2, retry_min_s: 0.5, retry_max_s: 2.0}
-console: {port: $console}
+console: {port: $console, kiosk: [127.0.0.1]}
 """
 
 
@@ -92,6 +94,9 @@ class Demo:
         self.n_told = 0  # findings printed so far
         self.site = Site(folder, _SITE, ports=("mrd", "display", "pacs", "console"))
         self.ports = self.site.ports
+        self.password = secrets.token_urlsafe(12)
+        self.site.data_dir.mkdir(mode=0o750)
+        Accounts(accounts_file(self.site.settings)).add("demo", "engineer", self.password)
         self.pacs_folder = folder / "pacs"
         self.pacs_folder.mkdir()
 
@@ -261,6 +266,7 @@ def _run(demo: Demo, json_file: Path | None, keep: bool) -> int:
     demo.start_pacs()
     demo.site.start()
     click.echo(f"  console       http://127.0.0.1:{demo.ports['console']}/   (research use only)")
+    click.echo(f"  sign in       as demo with password {demo.password} for more than the live image")
     scanner, display = _scan(demo)
     counts = _wait_for_delivery(demo)
     time.sleep(1.5)  # the last status is published once a second

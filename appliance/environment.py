@@ -21,6 +21,7 @@ from appliance.errors import ConfigError, ModelError
 from appliance.inference.card import read_model
 from appliance.inference.installed import place
 from appliance.settings import Settings
+from appliance.tls import server_context
 from appliance.yaml_file import dotted
 
 LOCK_FILE = "nearscan.lock"
@@ -44,7 +45,7 @@ def fatal(settings: Settings) -> list[str]:
 def passing(settings: Settings) -> list[str]:
     """Return what may pass by itself or stops only a part (a taken port, a full disk, a missing model): the
     daemon starts and says so."""
-    return [*_space(settings), *_ports(settings), *_models(settings)]
+    return [*_space(settings), *_ports(settings), *_models(settings), *_console(settings)]
 
 
 def _versions() -> Iterator[str]:
@@ -143,6 +144,18 @@ def _models(settings: Settings) -> Iterator[str]:
                 read_model(model, where.folders(model)[0])
             except ModelError as error:
                 yield f"{dotted(('pipelines', name, 'stages', number, stage.name, 'model'))}: {error}"
+
+
+def _console(settings: Settings) -> Iterator[str]:
+    if settings.console is None:
+        return
+    if settings.console.exposure:
+        yield settings.console.exposure
+    if settings.console.tls:
+        try:
+            server_context(settings.console.tls, "console.tls")
+        except ConfigError as error:
+            yield str(error)
 
 
 def _bind(bind: str, port: int) -> OSError | None:

@@ -18,18 +18,31 @@ UNREAD_MS = 60_000  # a peer that takes nothing of an answer for so long is hung
 
 
 class ImpatientProtocol(H11Protocol):
-    """A request is here whole within `REQUEST_S`, or the connection is closed."""
+    """A request is here whole within `REQUEST_S`, or the connection is closed. Connections that ask for nothing keep
+    nobody out."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect(REQUEST_S)
+        self.since = time.monotonic()
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+        waiting = [one for one in self.connections if isinstance(one, ImpatientProtocol) and one.is_waiting]
+        if len(waiting) > MOST_WAITING:
+            min(waiting, key=lambda one: one.since).transport.close()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is no request on this connection."""
+        return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None:
             self._expect(REQUEST_S)
         super().data_received(data)
+        self.since = time.monotonic()
         if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
             self._done()  # the request is here whole; the answer may take its time
 
@@ -54,29 +67,13 @@ class ImpatientProtocol(H11Protocol):
 
 
 class UploadProtocol(ImpatientProtocol):
-    """The head of a request is here within `REQUEST_S`; a body may go on as long as it goes on, and not by trickling.
-    Connections that ask for nothing keep nobody out."""
+    """The head of a request is here within `REQUEST_S`; a body may go on as long as it does, and not by trickling."""
 
     _body_of: Any = None  # the request whose body is on its way
     _n_bytes = 0  # of it, since the deadline was set
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.since = time.monotonic()
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
-        waiting = [one for one in self.connections if isinstance(one, UploadProtocol) and one.is_waiting]
-        if len(waiting) > MOST_WAITING:
-            min(waiting, key=lambda one: one.since).transport.close()
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there is no request on this connection."""
-        return self.cycle is None or self.cycle.response_complete
-
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self.since = time.monotonic()
         if self._deadline is None or self.cycle is None or not self.cycle.more_body:
             return
         self._n_bytes += len(data)

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"must be an address or a network such as 192.0.2.0/24, got {text!r}") from error
+
+
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class Model(BaseModel):
@@ -218,7 +229,54 @@ class Series(Model):
 
 class Console(Model):
     port: Port = Field(8080, description="TCP port of the console page and HTTP API.")
-    bind: str = Field("127.0.0.1", description="Address to listen on.")
+    bind: str = Field("127.0.0.1", description="Address to listen on. Another one than this machine's own needs `tls`.")
+    tls: ListenTls | None = Field(None, description="Serve HTTPS, with client certificates where `ca` is set.")
+    plain_http: bool = Field(
+        False, description="Serve a network without TLS: who listens there reads images and passwords."
+    )
+    names: tuple[str, ...] = Field(
+        (),
+        description="Further host names by which browsers may call us; addresses and this machine's own name always "
+        "may. Small letters.",
+        examples=[["mri-1.hospital.example"]],
+    )
+    accounts: Path | None = Field(
+        None, description="File of the accounts, written by 'nearscan users'. Default: accounts.json in site.data_dir."
+    )
+    kiosk: tuple[Network, ...] = Field(
+        (),
+        description="Addresses or networks of displays that see the live image and 3D without sign-in, and nothing "
+        "else. Whoever reaches us through a proxy or tunnel on such a machine does, too.",
+        examples=[["192.0.2.7"]],
+    )
+    metrics: tuple[Network, ...] = Field(
+        ("127.0.0.0/8", "::1/128"),
+        description="Addresses or networks that may read /metrics without sign-in. There is no patient data in it.",
+    )
+    idle_minutes: float = Field(
+        30.0,
+        gt=0,
+        le=1440,
+        description="Who touches the page no longer than that ago may use it; later it shows the live image and 3D "
+        "only, until the password is typed again. In minutes.",
+    )
+    session_h: float = Field(
+        12.0, gt=0, le=168, description="So long after the sign-in the password has to be typed again, in hours."
+    )
+
+    @property
+    def exposure(self) -> str:
+        """Why this address must not be listened on as it is, or nothing."""
+        try:
+            is_here = ipaddress.ip_address(self.bind).is_loopback
+        except ValueError:
+            is_here = self.bind == "localhost"
+        if is_here or self.tls or self.plain_http:
+            return ""
+        return (
+            f"console.bind: {self.bind!r} serves a network without TLS, where passwords and images can be read; "
+            "give console.tls, or set console.plain_http: true"
+        )
 
 
 class Models(Model):

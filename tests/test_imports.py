@@ -27,7 +27,7 @@ LAYERS = [
         "appliance/context.py", "appliance/device.py", "appliance/latency.py", "appliance/live_threads.py",
         "operators/__init__.py",
     ),
-    ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py"),
+    ("appliance/settings.py", "appliance/bus.py", "appliance/notify_systemd.py", "appliance/tls.py"),
     (
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",

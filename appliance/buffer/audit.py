@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audit table: append-only, each row sealed with the hash of the row before it.
 
-Rule: no patient data; a subject is a UID, a scan id or a destination's name.
+Rule: no patient data; a subject is a UID, a scan id, a destination's name or an account's.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from appliance.buffer import Buffer
 from appliance.buffer.outbox import STATES
 from appliance.buffer.outbox_desk import Selection, change, deliveries
 from appliance.buffer.segments import Place
-from appliance.commands.options import config_option, json_option
+from appliance.commands.options import acting_person, config_option, json_option
 from appliance.errors import ConfigError
 from appliance.tables import age, size, table
 
@@ -28,11 +26,6 @@ _selecting = (
     click.option("--destination", default="", help="Only what is owed to it."),
     click.option("--state", type=click.Choice(STATES), help="Only what is in this state."),
 )
-
-
-def _person() -> str:
-    """Who does it, for the audit."""
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
 
 
 def _selection(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,7 +106,7 @@ def _changing(action: str, help_text: str) -> None:
         if selection == Selection() and not everything:
             raise click.UsageError(f"say what to {action}: ids, --destination, --state, or --all")
         with open_buffer(file) as buffer:
-            n_changed, n_left = change(buffer.database, action, selection, _person(), time.time())
+            n_changed, n_left = change(buffer.database, action, selection, acting_person(), time.time())
         told = f"; {n_left} left alone: being sent, or in a state that this does not apply to" if n_left else ""
         click.echo(f"{action}: {n_changed} deliveries{told}")
         if ids and not n_changed:

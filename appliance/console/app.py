@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console's addresses: the page, /api/status, /healthz, /metrics and /ws/live."""
+"""The console's addresses: the page, sign-in, /api/status, /healthz, /metrics and /ws/live."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,16 +18,17 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
-from appliance.console.guard import Guard
+from appliance.console.accounts import Accounts, accounts_file
+from appliance.console.audit import Audit, Store
+from appliance.console.guard import Gate, Guard
 from appliance.console.live_socket import LiveSocket, refuse
 from appliance.console.metrics import write_metrics
 from appliance.console.newest import Newest
-from appliance.console.roles import needs, person
+from appliance.console.roles import needs
+from appliance.console.sign_in import SignIn
 from appliance.errors import StorageError
+from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
-
-if TYPE_CHECKING:
-    from appliance.buffer import Buffer
 
 STATIC = Path(__file__).parent / "static"
 _COUNTS_EVERY_S = 1.0
@@ -36,11 +37,14 @@ _COUNTS_EVERY_S = 1.0
 class Console:
     """Answers from the newest that the bus brought, and from the buffer's counts."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, alarm: Callable[[str, str], None]) -> None:
         self.newest = Newest(settings.site.sockets, settings.pipelines)
         self._site = settings.site.name
-        self._data_dir = settings.site.data_dir
-        self._buffer: Buffer | None = None
+        self._store = Store(settings.site.data_dir)
+        self.audit = Audit(self._store)
+        self._gate = Gate(settings.console or ConsoleSettings())
+        accounts = Accounts(accounts_file(settings))
+        self._sign_in = SignIn(accounts, self._gate, self.audit, STATIC / "sign_in.html", alarm)
         self._counts: dict[str, Any] | None = None
         self._counted_s = -_COUNTS_EVERY_S
         self._counting = asyncio.Lock()
@@ -49,22 +53,22 @@ class Console:
         """Return the ASGI application."""
         routes = [
             Route("/", self._page),
-            Route("/api/me", who_am_i),
+            *self._sign_in.routes(),
             Route("/api/status", needs("viewer", self._status)),
             Route("/healthz", self._health),
             Route("/metrics", self._metrics),
             WebSocketRoute("/ws/live", self._live),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(Guard)], lifespan=self._lifespan)
+        return Starlette(routes=routes, middleware=[Middleware(Guard, self._gate)], lifespan=self._lifespan)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.newest.start()
-        yield
+        async with self._sign_in.running():
+            yield
         self.newest.stop()
-        if self._buffer is not None:
-            self._buffer.close()
+        self._store.close()
 
     async def _page(self, _: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -104,17 +108,8 @@ class Console:
         return self._counts
 
     def _read_counts(self) -> dict[str, Any] | None:
-        from appliance.buffer import Buffer
-
         try:
-            if self._buffer is None and (self._data_dir / "nearscan.sqlite").exists():
-                self._buffer = Buffer(self._data_dir)
-            return self._buffer.counts() if self._buffer is not None else None
+            buffer = self._store.existing()
+            return buffer.counts() if buffer is not None else None
         except StorageError as error:
             return {"error": str(error)}
-
-
-async def who_am_i(request: Request) -> Response:
-    """Answer /api/me."""
-    who = person(request)
-    return JSONResponse({"name": who.name if who else "", "role": who.role if who else "", "csrf": ""})

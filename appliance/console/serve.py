@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console process.
-
-There is no sign-in: whoever reaches the port sees the images. So it binds to 127.0.0.1 unless the site says
-otherwise; open it only to a network where that is acceptable.
-"""
+"""The console process. It binds to 127.0.0.1 unless the site says otherwise, and then serves TLS unless the site says
+otherwise once more: passwords and images go over that network."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
@@ -19,8 +17,10 @@ import uvicorn
 from appliance.console.app import Console
 from appliance.console.guard import our_names
 from appliance.errors import ConfigError
-from appliance.http_deadline import ImpatientProtocol
+from appliance.http_deadline import MOST_WAITING, ImpatientProtocol
+from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
+from appliance.tls import server_context
 
 
 class Process(Protocol):
@@ -30,6 +30,8 @@ class Process(Protocol):
 
     def serve(self, status: Callable[[], dict[str, Any]]) -> None: ...
 
+    def alarm(self, key: str, text: str) -> None: ...
+
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
@@ -38,45 +40,52 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: Settings, process: Process) -> None:
-    """Serve until `process.stopping`. Raises ConfigError when the address cannot be listened on."""
-    console = Console(settings)
-    our_names()  # now, because it may wait for a name server
-    with listen(settings) as listener:
-        port = listener.getsockname()[1]
-        process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})
-        asyncio.run(_serve(console, listener, process.stopping))
-
-
-def listen(settings: Settings) -> socket.socket:
-    """Open the console's socket."""
+    """Serve until `process.stopping`. Raises ConfigError when that address cannot or must not be listened on."""
     if settings.console is None:
         raise ConfigError("console: not in the configuration; add 'console: {port: 8080}'")
-    bind, port = settings.console.bind, settings.console.port
+    if settings.console.exposure:
+        raise ConfigError(settings.console.exposure)
+    tls = server_context(settings.console.tls, "console.tls") if settings.console.tls else None
+    console = Console(settings, process.alarm)
+    our_names()  # now, because it may wait for a name server
+    with listen(settings.console) as listener:
+        port = listener.getsockname()[1]
+        process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})
+        asyncio.run(_serve(console, listener, tls, process.stopping))
+
+
+def listen(console: ConsoleSettings) -> socket.socket:
+    """Open the console's socket."""
+    bind, port = console.bind, console.port
     try:
         return socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
     except OSError as error:
         raise ConfigError(f"console: cannot listen on {bind}:{port}: {error}; choose another port or bind") from error
 
 
-async def _serve(console: Console, listener: socket.socket, stopping: threading.Event) -> None:
-    server = _Server(
-        uvicorn.Config(
-            console.app(),
-            http=ImpatientProtocol,
-            ws="websockets-sansio",
-            ws_max_size=4096,
-            ws_ping_interval=5,
-            ws_ping_timeout=5,
-            ws_per_message_deflate=False,  # a local line is faster than the compressor
-            h11_max_incomplete_event_size=16_384,
-            limit_concurrency=128,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=2,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-        )
+async def _serve(
+    console: Console, listener: socket.socket, tls: ssl.SSLContext | None, stopping: threading.Event
+) -> None:
+    config = uvicorn.Config(
+        console.app(),
+        http=ImpatientProtocol,
+        ws="websockets-sansio",
+        ws_max_size=4096,
+        ws_ping_interval=5,
+        ws_ping_timeout=5,
+        ws_per_message_deflate=False,  # a local line is faster than the compressor
+        proxy_headers=False,  # an address in a header is anybody's word
+        h11_max_incomplete_event_size=16_384,
+        limit_concurrency=4 * MOST_WAITING,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=2,
+        server_header=False,
+        access_log=False,
+        log_config=None,
     )
+    config.load()
+    config.ssl = tls
+    server = _Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     while not stopping.is_set() and not serving.done():
         await asyncio.sleep(0.1)

@@ -27,11 +27,11 @@ from appliance.dicom.negotiation import Request
 from appliance.dicom.procedure_step import take_step
 from appliance.dicom.request_commitment import take_report
 from appliance.dicom.services import Incoming, NRequest, NResponse
-from appliance.dicom.tls import server_context
 from appliance.dicom.uids import MPPS, STORAGE_COMMITMENT
 from appliance.dicom.web.serve import WebServer
 from appliance.errors import ConfigError, PeerError, StorageError
 from appliance.settings import ListenDicomweb, Settings
+from appliance.tls import server_context
 
 log = logging.getLogger(__name__)
 

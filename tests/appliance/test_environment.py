@@ -43,10 +43,31 @@ def test_ports_are_not_tried_while_the_appliance_itself_holds_them(tmp_path, por
 
 
 def test_an_address_that_is_not_ours(tmp_path):
-    (line,) = environment.problems(site(tmp_path, "console: {port: 8080, bind: 192.0.2.1}\n"))
-    assert line == (
-        "console.port: '192.0.2.1' port 8080 cannot be opened: Cannot assign requested address; check the address"
-    )
+    found = environment.problems(site(tmp_path, "console: {port: 8080, bind: 192.0.2.1}\n"))
+    assert found == [
+        "console.port: '192.0.2.1' port 8080 cannot be opened: Cannot assign requested address; check the address",
+        "console.bind: '192.0.2.1' serves a network without TLS, where passwords and images can be read; give "
+        "console.tls, or set console.plain_http: true",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bind", "more", "is_wrong"),
+    [
+        ("127.0.0.1", "", False),
+        ("'::1'", "", False),
+        ("localhost", "", False),
+        ("0.0.0.0", "", True),
+        ("'::'", "", True),
+        ("''", "", True),
+        ("0.0.0.0", ", plain_http: true", False),
+        ("0.0.0.0", ", tls: {certificate: /x.crt, key: /x.key}", False),
+    ],
+)
+def test_a_console_on_a_network_has_tls_or_says_that_it_has_none(tmp_path, bind, more, is_wrong):
+    found = environment.problems(site(tmp_path, f"console: {{port: 8080, bind: {bind}{more}}}\n"))
+    assert any(line.startswith("console.bind:") for line in found) is is_wrong
+    assert any(line.startswith("console.tls: files cannot be used (No such file") for line in found) is ("tls" in more)
 
 
 def test_a_port_that_needs_root(tmp_path, monkeypatch):

@@ -13,10 +13,10 @@ from typing import Any
 import uvicorn
 
 from appliance.buffer import Buffer
-from appliance.dicom.tls import server_context
 from appliance.dicom.web.app import DicomWeb, read_token
 from appliance.http_deadline import MOST_WAITING, UploadProtocol
 from appliance.settings import ListenDicomweb
+from appliance.tls import server_context
 
 _STOP_S = 5.0
 _HEAD_BYTES = 16_384

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """A console that serves, with a bus that the test writes to."""
 
+import http.client
+import json
 import socket
 import threading
 import time
+from functools import cache
 
 import pytest
 
 from appliance.buffer import Buffer, NewInstance
 from appliance.bus import Publisher
+from appliance.console import accounts
 from appliance.console.serve import run
 from appliance.settings import Settings
+
+PATIENCE_S = 20
+PASSWORDS = {role: f"correct horse of the {role}" for role in ("viewer", "technologist", "engineer")}
+
+
+@cache
+def hashed(password):
+    """A real hash takes its time: one for each password and run is enough."""
+    return accounts._hash("nobody", password)
 
 
 class Process:
@@ -20,16 +33,30 @@ class Process:
         self.stopping = threading.Event()
         self.serving = threading.Event()
         self.status = dict
+        self.alarms = {}
+
+    def alarm(self, key, text):
+        self.alarms[key] = text
 
     def serve(self, status):
         self.status = status
         self.serving.set()
 
 
-class Bench:
-    """A running console at `address`, and the bus."""
+class Signed:
+    """A browser that has signed in: `cookie` as "name=token", `headers` for requests of all kinds."""
 
-    def __init__(self, data_dir):
+    def __init__(self, answer, said):
+        self.cookie = answer.getheader("set-cookie").partition(";")[0]
+        self.csrf = said["csrf"]
+        self.headers = {"Cookie": self.cookie, "X-CSRF-Token": self.csrf}
+
+
+class Bench:
+    """A running console at `address`, and the bus. Everybody on this machine is a kiosk; there is an account for each
+    role, with the role's name."""
+
+    def __init__(self, data_dir, **console):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         pipeline = {"source": {"name": "mrd", "settings": None}, "sinks": [{"name": "preview", "settings": None}]}
@@ -37,9 +64,13 @@ class Bench:
             {
                 "site": {"name": "mri-1", "data_dir": data_dir},
                 "pipelines": {"mri-live": pipeline},
-                "console": {"port": port},
+                "console": {"port": port, "kiosk": ["127.0.0.1"], **console},
             }
         )
+        self.accounts = accounts.Accounts(accounts.accounts_file(self.settings))
+        made = {role: {"role": role, "password": hashed(password)} for role, password in PASSWORDS.items()}
+        self.accounts.file.touch(0o600)
+        self.accounts.file.write_text(json.dumps(made))
         self.address = f"127.0.0.1:{port}"
         self.process = Process()
         run_dir = self.settings.site.sockets
@@ -57,6 +88,26 @@ class Bench:
         assert not self._thread.is_alive()
         for publisher in (self.previews, *self.statuses.values()):
             publisher.close()
+
+    def ask(self, method, path, body=None, **headers):
+        """One request; gives the answer and its body."""
+        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
+
+    def try_sign_in(self, name, password, **headers):
+        body = json.dumps({"name": name, "password": password})
+        return self.ask("POST", "/api/sign-in", body, **{"Content-Type": "application/json", **headers})
+
+    def sign_in(self, role):
+        """Sign in with that role."""
+        answer, body = self.try_sign_in(role, PASSWORDS[role])
+        assert answer.status == 200, body
+        return Signed(answer, json.loads(body))
 
     def tell(self, process, **status):
         self.statuses[process].publish({"process": process, "state": "running", "alarms": {}, **status})

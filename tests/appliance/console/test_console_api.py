@@ -13,9 +13,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from appliance import http_deadline
-from appliance.console import guard
+from appliance.console.guard import Gate
 from appliance.console.serve import run
 from appliance.errors import ConfigError
+from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
 
 PATIENCE_S = 20
@@ -133,14 +134,15 @@ def test_the_page_comes_with_its_security_headers(bench, path):
 
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/../etc/passwd", "/nothing"])
 def test_nothing_else_is_served(bench, path):
-    answer, _ = get(bench, path)
+    answer, _ = get(bench, path, Cookie=bench.sign_in("engineer").cookie)
     assert answer.status == 404
     assert answer.getheader("x-frame-options") == "DENY"
 
 
 def test_foreign_names_and_origins_are_refused(bench):
     answer, body = get(bench, "/api/status", Host="images.example")
-    assert (answer.status, body[:47]) == (421, b"console: this host name or origin is not ours; ")
+    said = "console: this host name or origin is not ours; open the page by this machine's name or address"
+    assert (answer.status, json.loads(body)) == (421, {"error": said})
     assert get(bench, "/api/status", Origin="http://evil.example")[0].status == 421
     with pytest.raises(InvalidStatus), live(bench, origin="http://evil.example"):
         pass
@@ -158,10 +160,12 @@ def test_foreign_names_and_origins_are_refused(bench):
         ("evil.example", False),
         ("", False),
         ("127.0.0.1.evil.example", False),
+        ("[::1", False),
+        ("[fe80::1", False),
     ],
 )
 def test_only_addresses_and_our_own_name_are_our_names(host, ours):
-    assert guard.is_our_name(host) is ours
+    assert Gate(ConsoleSettings()).is_our_name(host) is ours
 
 
 def test_a_viewer_gets_newest_only_at_its_own_pace(bench):

@@ -20,7 +20,7 @@ pipelines:
     stages: [reconstruct, {denoise: {model: mr-denoise}}, detect_anomalies]
     sinks: [mrd_reply, {openigtlink: {port: $display}}, {dicom_results: {to: [pacs]}}, preview]
 buffer: {reserve_gb: 0}
-console: {port: $console}
+console: {port: $console, kiosk: [127.0.0.1]}
 """
 DROPS_AT = 45
 

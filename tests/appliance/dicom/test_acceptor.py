@@ -21,9 +21,9 @@ from appliance.dicom.acceptor import CALLED_UNKNOWN, Acceptor, Slots
 from appliance.dicom.association import ECHO_CONTEXT, Association
 from appliance.dicom.identity import uids_of
 from appliance.dicom.inbound import Inbound
-from appliance.dicom.tls import server_context
 from appliance.errors import ConfigError, DeliveryError, PeerError, StorageError
 from appliance.settings import DicomDestination, ListenTls
+from appliance.tls import server_context
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"

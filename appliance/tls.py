@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS as BCP 195 wants it (PS3.15 B.12): 1.2 or newer, forward secrecy, both sides known with a CA."""
+"""TLS as BCP 195 wants it (PS3.15 B.12): 1.2 or newer, forward secrecy, both sides known with a CA. For DICOM and
+HTTPS alike."""
 
 from __future__ import annotations
 
