@@ -2,7 +2,8 @@
 // The page's shell: which view is shown, and what stands above every view: is the image live, how old, which alarms.
 
 import { live, seconds } from "./live.js";
-import { element, fill, followStatus, keyed, learnWhoIAm, me, onStatus, set } from "./page.js";
+import { element, fill, followStatus, get, keyed, learnWhoIAm, me, onStatus, post, set } from "./page.js";
+import { showPerson } from "./session.js";
 
 // A view's module exports mount(root), which gives {show(), hide()}. It is loaded when it is first looked at, so that
 // nothing that is wrong in one view touches another.
@@ -105,7 +106,7 @@ async function start() {
   } catch (error) {
     console.warn(error.message);
   }
-  set(byId("who"), me.name ? `${me.name}, ${me.role}` : me.role);
+  showPerson(byId("who"), me, get, post);
   followStatus();
   showView();
 }

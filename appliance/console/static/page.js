@@ -2,10 +2,12 @@
 // What every view shares: who is signed in, asking the server, the newest status, and building the page.
 // Rule: text from outside goes in as text (textContent, append of strings), never as markup.
 
+import { goToSignIn, idleHeaders } from "./session.js";
+
 const STATUS_EVERY_MS = 1000;
 const ROLES = ["viewer", "technologist", "engineer"];
 
-export const me = { name: "", role: "viewer", csrf: "" }; // until the server has said
+export const me = { name: "", role: "viewer", csrf: "", ends_in_s: null }; // until the server has said
 
 export function may(role) {
   return ROLES.indexOf(me.role) >= ROLES.indexOf(role);
@@ -14,16 +16,17 @@ export function may(role) {
 async function answered(answer) {
   const said = await answer.json().catch(() => ({}));
   if (answer.ok) return said;
+  if (answer.status === 401) goToSignIn();
   throw new Error(said.error || `console: the server answers ${answer.status}; look at its log`);
 }
 
 // Ask the server; gives its JSON, throws what it says is wrong.
 export async function get(path) {
-  return answered(await fetch(path, { cache: "no-store" }));
+  return answered(await fetch(path, { cache: "no-store", headers: idleHeaders() }));
 }
 
 export async function post(path, body) {
-  const headers = { "Content-Type": "application/json", "X-CSRF-Token": me.csrf };
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": me.csrf, ...idleHeaders() };
   return answered(await fetch(path, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 

@@ -3,13 +3,16 @@
 
 const byId = (id) => document.getElementById(id);
 const page = "./"; // of the console; this page is its /sign-in
+let waiting = 0; // seconds
 
 function say(text) {
   byId("problem").textContent = text;
+  byId("problem").hidden = !text;
 }
 
 // Too many wrong passwords, from here or for this account: count down, then the button works again.
 function wait(seconds, text) {
+  waiting = seconds;
   byId("enter").disabled = seconds > 0;
   say(seconds > 0 ? text.replace(/in \d+ s/, `in ${seconds} s`) : "");
   if (seconds > 0) setTimeout(() => wait(seconds - 1, text), 1000);
@@ -23,10 +26,13 @@ async function signIn() {
     return;
   }
   const said = await answer.json();
+  if (said.wait_s) {
+    wait(said.wait_s, said.error);
+    return;
+  }
+  say(said.error);
   byId("password").value = "";
   byId("password").focus();
-  if (said.wait_s) wait(said.wait_s, said.error);
-  else say(said.error);
 }
 
 byId("form").addEventListener("submit", async (event) => {
@@ -38,7 +44,7 @@ byId("form").addEventListener("submit", async (event) => {
   } catch (error) {
     say("The console does not answer; try again.");
   }
-  if (!byId("problem").textContent.includes("try again in")) byId("enter").disabled = false;
+  if (!waiting) byId("enter").disabled = false;
 });
 
 // A link from another site comes without the session (SameSite=Strict): who is signed in goes on from here.

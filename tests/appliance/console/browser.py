@@ -29,6 +29,10 @@ _FLAGS = [
 ]
 
 
+class Navigated(Exception):
+    """The page went elsewhere while it was asked."""
+
+
 class Browser:
     """One page in a fresh profile. `messages` collects its errors."""
 
@@ -75,6 +79,8 @@ class Browser:
         while True:
             answer = json.loads(self._socket.recv(PATIENCE_S))
             if answer.get("id") == number:
+                if answer.get("error", {}).get("message") == "Inspected target navigated or closed":
+                    raise Navigated(method)
                 assert "error" not in answer, answer
                 return answer["result"]
             params = answer.get("params", {})
@@ -91,8 +97,12 @@ class Browser:
         """Wait until a JavaScript expression is true in the page; one that fails, for want of an element, is not."""
         end = time.monotonic() + PATIENCE_S
         guarded = f"(() => {{ try {{ return Boolean({expression}) }} catch (error) {{ return String(error) }} }})()"
-        while (value := self.ask(guarded)) is not True:
-            text = self.ask("document.body ? document.body.innerText : ''")
+        value = text = None
+        while True:
+            with contextlib.suppress(Navigated):
+                if (value := self.ask(guarded)) is True:
+                    return
+                text = self.ask("document.body ? document.body.innerText : ''")
             assert time.monotonic() < end, f"{value}: {expression}; the page says: {text!r}; {self.messages}"
             time.sleep(0.02)
 
