@@ -32,7 +32,7 @@ LAYERS = [
         "appliance/mri/", "appliance/ct/", "appliance/ultrasound/", "appliance/imaging/", "appliance/mrd/",
         "appliance/igtl/", "appliance/faults/", "appliance/inference/", "appliance/dicom/", "appliance/buffer/",
         "appliance/igtl_server.py", "appliance/igtl_client.py", "appliance/mrd_session.py",
-        "appliance/ultrasound_session.py",
+        "appliance/ultrasound_session.py", "appliance/render/",
         "appliance/http_deadline.py", "appliance/kernels/", "appliance/frame_words.py",
         "appliance/recording.py", "appliance/recorder.py",
     ),
@@ -47,7 +47,10 @@ LAYERS = [
     ("appliance/__main__.py",),
 ]  # fmt: skip
 
-NO_SOCKETS = ("appliance/mrd/", "appliance/igtl/", "appliance/mri/", "appliance/imaging/", "appliance/kernels/")
+NO_SOCKETS = (
+    "appliance/mrd/", "appliance/igtl/", "appliance/mri/", "appliance/imaging/", "appliance/kernels/",
+    "appliance/render/",
+)  # fmt: skip
 SOCKETS = {"socket", "socketserver", "asyncio", "zmq", "select", "selectors", "ssl", "http", "urllib"}
 
 
