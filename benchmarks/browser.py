@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console in a real browser: from the scanner's last byte to the painted pixel, page load, memory, many viewers.
+
+    python benchmarks/browser.py [--seconds 20] [--minutes 0] [--json FILE]
+
+A whole appliance runs. A scanner sends 256 x 256 images 30 times a second, each with its number in black and white
+blocks; in headless Chromium a script reads the number back from what the page has drawn, after the page has been
+painted. The peer is a motion JPEG stream (multipart/x-mixed-replace, as from network cameras) of the same previews,
+from a process of its own, shown in the same Chromium by an <img>. `--minutes` adds a long run that watches memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from browser_peers import mjpeg, summary, view
+from live import instrument, machine
+from websockets.sync.server import serve
+
+from appliance.mrd import messages as m
+from appliance.mrd.header import encode_header_xml
+from appliance.simulate.mri import Scanner, cine_encoding
+from appliance.simulate.site import Site
+
+RATE_HZ, SIZE, BLOCK, N_BITS = 30.0, 256, 16, 16
+N_VIEWERS, N_STALLED = 50, 10
+AIM_PAINTED_MS, AIM_LOAD_MS = 50.0, 1000.0
+SITE = """\
+site: {name: bench, data_dir: $data_dir, run_dir: $run_dir}
+pipelines:
+  live:
+    source: {mrd: {port: $mrd, bind: 127.0.0.1}}
+    sinks: [preview]
+console: {port: $console}
+"""
+_spec = importlib.util.spec_from_file_location(
+    "chromium", Path(__file__).parents[1] / "tests/appliance/console/browser.py"
+)
+chromium = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(chromium)
+
+# Looks at every animation frame, before it is painted, and notes when a message posted then is handled: after it.
+PROBE = (
+    """(() => {
+  const bits = BITS, size = SIZE, block = BLOCK;
+  const probe = document.createElement("canvas");
+  probe.width = bits; probe.height = 2;
+  const context = probe.getContext("2d", {willReadFrequently: true});
+  context.imageSmoothingEnabled = false;
+  const painted = new MessageChannel();
+  const seen = [];
+  let last = -1, before = 0;
+  window.painted = []; window.periods = [];
+  painted.port1.onmessage = () => {
+    const now = performance.now();
+    while (seen.length) window.painted.push([seen.shift(), now]);
+  };
+  const look = (now) => {
+    if (before) window.periods.push(now - before);
+    before = now;
+    const source = document.querySelector("#image");
+    if (source && (source.naturalWidth || source.width) === size) {
+      context.drawImage(source, 0, 0, size, 2 * block, 0, 0, bits, 2);
+      const grey = context.getImageData(0, 0, bits, 2).data;
+      let number = 0;
+      for (let i = 0; i < bits; i++) number = 2 * number + (grey[4 * i] > grey[4 * (i + bits)] ? 1 : 0);
+      if (number !== last) { last = number; seen.push(number); painted.port2.postMessage(0); }
+    }
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+})()""".replace("BITS", str(N_BITS))
+    .replace("SIZE", str(SIZE))
+    .replace("BLOCK", str(BLOCK))
+)
+
+
+def numbered(number: int, picture: np.ndarray) -> bytes:
+    """One MRD image message whose two upper rows of blocks are `number` in binary, and its complement."""
+    bits = (number >> np.arange(N_BITS)[::-1]) & 1
+    image = picture.copy()
+    image[:BLOCK] = np.repeat(bits, BLOCK) * 1000.0
+    image[BLOCK : 2 * BLOCK] = np.repeat(1 - bits, BLOCK) * 1000.0
+    head = np.zeros(1, m.IMAGE_HEADER)[0]
+    head["field_of_view"] = (256, 256, 8)
+    head["image_index"] = number
+    return m.encode_image(head, b"", image[np.newaxis, np.newaxis])
+
+
+class Cine:
+    """A scanner that sends until stopped. `sent_ns[n]`: when the last byte of image n was handed over."""
+
+    def __init__(self, site: Site) -> None:
+        self.sent_ns: dict[int, int] = {}
+        self._site, self._over = site, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        instrument(30)
+        y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+        body = 400.0 * (x**2 / 0.6 + y**2 / 0.8 < 1) * (1.5 + np.sin(9 * x) * np.cos(7 * y))
+        noise = np.random.default_rng(1).normal(scale=40, size=(8, SIZE, SIZE))
+        pictures = np.abs(body + noise).clip(0, 1000).astype(np.float32)
+        scanner = Scanner("127.0.0.1", self._site.ports["mrd"], 60.0)
+        header = encode_header_xml(cine_encoding((1, SIZE, SIZE), 1))
+        scanner.send(m.encode_config_file("bench") + m.encode_header(header))
+        begin_s = time.monotonic()
+        for n in range(1 << N_BITS):
+            message = numbered(n, pictures[n % len(pictures)])
+            if self._over.wait(max(0.0, begin_s + n / RATE_HZ - time.monotonic())):
+                break
+            scanner.send(message)
+            self.sent_ns[n] = time.monotonic_ns()
+        scanner.finish()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextmanager
+def scanning(site: Site) -> Iterator[Cine]:
+    cine = Cine(site)
+    try:
+        yield cine
+    finally:
+        cine.stop()
+
+
+def clock(page: Any) -> tuple[float, float]:
+    """Return CLOCK_MONOTONIC less the page's clock, in ms, and by how much that may be wrong."""
+    best = (0.0, float("inf"))
+    for _ in range(100):
+        before = time.monotonic_ns() * 1e-6
+        there = page.ask("performance.now()")
+        after = time.monotonic_ns() * 1e-6
+        best = min(best, ((before + after) / 2 - there, (after - before) / 2), key=lambda one: one[1])
+    return best
+
+
+def watch(page: Any, cine: Cine, seconds: float) -> dict[str, Any]:
+    """Let the page run, and return how old its images were when they were painted."""
+    page.ask(PROBE)
+    page.wait_for("painted.length > 10")
+    offset_ms, error_ms = clock(page)
+    page.ask("painted.splice(0), periods.splice(0), 0")
+    first = max(cine.sent_ns)
+    painted: list[list[float]] = []
+    periods: list[float] = []
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        time.sleep(min(2.0, seconds))
+        painted += page.ask("painted.splice(0)")
+        periods += page.ask("periods.splice(0)")
+    n_sent = max(cine.sent_ns) - first
+    ages_ms = [at + offset_ms - cine.sent_ns[int(n)] * 1e-6 for n, at in painted]
+    return {
+        "images_sent": n_sent,
+        "images_painted": len(painted),
+        "painted_ms": summary(ages_ms),
+        "animation_frame_ms": summary(periods),
+        "clock_error_ms": error_ms,
+        "clock_drift_ms": clock(page)[0] - offset_ms,
+    }
+
+
+def load(page: Any, url: str, n: int = 7) -> dict[str, float]:
+    """Load the page again and again; return medians in ms since the navigation began."""
+    times = []
+    for _ in range(n):
+        page.open("about:blank")
+        page.open(url)
+        page.ask(PROBE)
+        page.wait_for("painted.length")
+        times.append(
+            page.ask(
+                "(() => { const [page] = performance.getEntriesByType('navigation');"
+                "const [first] = performance.getEntriesByName('first-contentful-paint');"
+                "return [page.loadEventEnd, first.startTime, painted[0][1]]; })()"
+            )
+        )
+    names = ("load_event_ms", "first_paint_ms", "first_image_ms")
+    return dict(zip(names, np.median(times, axis=0).tolist(), strict=True))
+
+
+def echo_floor(page: Any, n: int = 200) -> dict[str, float]:
+    """A message of one preview's size from the page to a plain WebSocket server and back, halved."""
+    with serve(lambda socket: [socket.send(data) for data in socket], "127.0.0.1", 0, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.socket.getsockname()[1]
+        trips = page.ask(
+            f"""new Promise((done) => {{
+              const socket = new WebSocket("ws://127.0.0.1:{port}/"), data = new Uint8Array({SIZE * SIZE}), trips = [];
+              socket.binaryType = "arraybuffer";
+              let sent;
+              const send = () => {{ sent = performance.now(); socket.send(data); }};
+              socket.onopen = send;
+              socket.onmessage = () => {{
+                trips.push((performance.now() - sent) / 2);
+                if (trips.length < {n}) send(); else {{ socket.close(); done(trips); }}
+              }};
+            }})"""
+        )
+        server.shutdown()
+    return summary(trips)
+
+
+def memory(page: Any, site: Site, cine: Cine, minutes: float) -> dict[str, Any]:
+    """Watch the page's heap and the console's memory; return their slopes and the samples."""
+    console = psutil.Process(site.status["console"]["pid"])
+    page.call("HeapProfiler.enable")
+    page.call("Performance.enable")
+    samples: list[tuple[float, float, float, float]] = []
+    painted: list[list[float]] = []
+    offset_ms, _ = clock(page)
+    begin_s = time.monotonic()
+    while (now_s := time.monotonic() - begin_s) < minutes * 60 or len(samples) < 4:
+        painted += page.ask("periods.splice(0), painted.splice(0)")
+        page.call("HeapProfiler.collectGarbage")
+        metrics = {one["name"]: one["value"] for one in page.call("Performance.getMetrics")["metrics"]}
+        samples.append(
+            (now_s / 60, metrics["JSHeapUsedSize"] / 2**20, console.memory_info().rss / 2**20, metrics["Nodes"])
+        )
+        time.sleep(min(10.0, minutes * 6))
+    times, heap, rss, nodes = np.transpose(samples)
+    late = len(times) // 5  # caches fill first
+    return {
+        "minutes": float(times[-1]),
+        "page_heap_mib": [float(heap[late]), float(heap[-1])],
+        "page_heap_mib_per_hour": 60 * float(np.polyfit(times[late:], heap[late:], 1)[0]),
+        "page_nodes": [float(nodes[late]), float(nodes[-1])],
+        "console_mib": [float(rss[late]), float(rss[-1])],
+        "console_mib_per_hour": 60 * float(np.polyfit(times[late:], rss[late:], 1)[0]),
+        "painted_ms": summary([at + offset_ms - cine.sent_ns[int(n)] * 1e-6 for n, at in painted]),
+        "samples": samples,
+    }
+
+
+def measure(options: argparse.Namespace, site: Site, folder: Path) -> dict[str, Any]:
+    url = f"http://127.0.0.1:{site.ports['console']}/"
+    result: dict[str, Any] = {"machine": machine(), "rate_hz": RATE_HZ}
+    with chromium.Browser(folder / "profile") as page, scanning(site) as cine:
+        result["load"] = load(page, url)
+        page.open(url)
+        result["console"] = watch(page, cine, options.seconds)
+        if options.minutes:
+            result["memory"] = memory(page, site, cine, options.minutes)
+        with mjpeg(site) as address:
+            page.open(address)
+            result["mjpeg"] = watch(page, cine, options.seconds)
+            page.open(f"{address}empty")
+            result["echo_floor_ms"] = echo_floor(page)
+    with scanning(site):
+        result["viewers"] = [view(site, N_VIEWERS - N_STALLED, n, options.seconds) for n in (0, N_STALLED)]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nearscan-bench-") as name:
+        site = Site(Path(name), SITE, ports=("mrd", "console"))
+        try:
+            site.start()
+            result = measure(options, site, Path(name))
+        finally:
+            site.stop()
+    show(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _line(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {values[name]:.1f}" for name in ("p50", "p95", "p99", "max")) + " ms"
+
+
+def show(result: dict[str, Any]) -> None:
+    ours, peer, load_ms = result["console"], result["mjpeg"], result["load"]
+    alone, together = result["viewers"]
+    rows = [
+        ("machine", f"{result['machine']['cpu']}, {result['machine']['cores']} cores"),
+        ("painted", f"{_line(ours['painted_ms'])}  (aim: p95 under {AIM_PAINTED_MS:.0f})"),
+        ("", f"{ours['images_painted']} of {ours['images_sent']} images at {result['rate_hz']:.0f}/s"),
+        ("peer: motion JPEG", _line(peer["painted_ms"])),
+        ("", f"{peer['images_painted']} of {peer['images_sent']} images"),
+        ("p95, peer / ours", f"{peer['painted_ms']['p95'] / ours['painted_ms']['p95']:.2f}"),
+        ("floor: animation frame", _line(ours["animation_frame_ms"])),
+        ("floor: 64 kB one way", _line(result["echo_floor_ms"])),
+        ("clock of the page", f"within {ours['clock_error_ms']:.2f} ms, drift {ours['clock_drift_ms']:+.2f} ms"),
+        ("page load", "  ".join(f"{name[:-3].replace('_', ' ')} {ms:.0f}" for name, ms in load_ms.items()) + " ms"),
+        (f"{alone['reading']} viewers", f"{_line(alone['age_ms'])}, {alone['images_lost_in_all']} images lost"),
+        (
+            f"and {together['stalled']} stalled",
+            f"{_line(together['age_ms'])}, {together['images_lost_in_all']} images lost, p99 moved by "
+            f"{together['age_ms']['p99'] - alone['age_ms']['p99']:+.1f} ms",
+        ),
+    ]
+    if "memory" in result:
+        kept = result["memory"]
+        for name in ("page_heap", "console"):
+            first, last = kept[f"{name}_mib"]
+            slope = kept[f"{name}_mib_per_hour"]
+            rows.append(
+                (f"memory: {name.replace('_', ' ')}", f"{first:.1f} to {last:.1f} MiB, {slope:+.1f} MiB an hour")
+            )
+        rows.append((f"painted, {kept['minutes']:.0f} minutes", _line(kept["painted_ms"])))
+    for name, text in rows:
+        print(f"{name:<24}{text}")
+
+
+if __name__ == "__main__":
+    main()
