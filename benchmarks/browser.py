@@ -42,7 +42,7 @@ pipelines:
   live:
     source: {mrd: {port: $mrd, bind: 127.0.0.1}}
     sinks: [preview]
-console: {port: $console}
+console: {port: $console, kiosk: [127.0.0.1]}
 """
 _spec = importlib.util.spec_from_file_location(
     "chromium", Path(__file__).parents[1] / "tests/appliance/console/browser.py"

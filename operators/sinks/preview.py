@@ -20,6 +20,7 @@ from appliance.context import Context
 from appliance.faults.recent import RecentFindings
 from appliance.frames import Array, End, Frame, Scan
 from appliance.imaging.grey_window import SlowWindow, removed_grey, to_grey
+from appliance.imaging.pace import Pace
 from operators import OperatorSettings
 
 _STATE_EVERY_S = 0.25  # how often "no scan is running" is repeated, for pages opened in between
@@ -57,7 +58,7 @@ class Preview:
     """The sink. Everything but bookkeeping happens on its own thread."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self._period_s, self._pipeline = 1 / settings.max_rate_hz, context.pipeline
+        self._pace, self._pipeline = Pace(settings.max_rate_hz), context.pipeline
         self._publisher = Publisher(context.run_dir, f"pipeline-{context.pipeline}", "preview")
         self._slot: Frame | None = None
         self._lock = threading.Lock()
@@ -97,14 +98,19 @@ class Preview:
         return {"published": self._n_published, "left_out": self._n_left_out, "recent_findings": found}
 
     def _run(self) -> None:
+        wait_s = _STATE_EVERY_S
         while not self._closing.is_set():
-            self._changed.wait(_STATE_EVERY_S)
+            has_just_come = self._changed.wait(wait_s)
             self._changed.clear()
+            now_s, wait_s = time.monotonic(), _STATE_EVERY_S
+            if self._slot is not None and not self._pace.may_show(now_s, has_just_come):
+                wait_s = self._pace.due_s - now_s
+                continue
             with self._lock:
                 frame, self._slot = self._slot, None
             if frame is not None:
+                self._pace.shown(now_s)
                 self._publish(frame)
-                self._closing.wait(self._period_s)
             elif not self._running:
                 found = self._recent.newest(_N_FOUND)
                 self._publisher.publish({"pipeline": self._pipeline, **self._state, "recent_findings": found})
