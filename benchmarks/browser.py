@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console in a real browser: from the scanner's last byte to the painted pixel, page load, memory, many viewers.
 
-    python benchmarks/browser.py [--seconds 20] [--minutes 0] [--json FILE]
+    python benchmarks/browser.py [--seconds 40] [--minutes 0] [--json FILE]
 
-A whole appliance runs. A scanner sends 256 x 256 images 30 times a second, each with its number in black and white
-blocks; in headless Chromium a script reads the number back from what the page has drawn, after the page has been
+A whole appliance runs. A scanner sends 256 x 256 images nearly 30 times a second, each with its number in black and
+white blocks; in headless Chromium a script reads the number back from what the page has drawn, after the page has been
 painted. The peer is a motion JPEG stream (multipart/x-mixed-replace, as from network cameras) of the same previews,
 from a process of its own, shown in the same Chromium by an <img>. `--minutes` adds a long run that watches memory.
 """
@@ -33,8 +33,9 @@ from appliance.mrd.header import encode_header_xml
 from appliance.simulate.mri import Scanner, cine_encoding
 from appliance.simulate.site import Site
 
-RATE_HZ, SIZE, BLOCK, N_BITS = 30.0, 256, 16, 16
-N_VIEWERS, N_STALLED = 50, 10
+RATE_HZ = 29.7  # not quite 30, so that images meet the browser's 60 animation frames a second at every phase
+SIZE, BLOCK, N_BITS = 256, 16, 16
+N_VIEWERS, N_STALLED, N_ROUNDS = 50, 10, 4
 AIM_PAINTED_MS, AIM_LOAD_MS = 50.0, 1000.0
 SITE = """\
 site: {name: bench, data_dir: $data_dir, run_dir: $run_dir}
@@ -164,13 +165,10 @@ def watch(page: Any, cine: Cine, seconds: float) -> dict[str, Any]:
         time.sleep(min(2.0, seconds))
         painted += page.ask("painted.splice(0)")
         periods += page.ask("periods.splice(0)")
-    n_sent = max(cine.sent_ns) - first
-    ages_ms = [at + offset_ms - cine.sent_ns[int(n)] * 1e-6 for n, at in painted]
     return {
-        "images_sent": n_sent,
-        "images_painted": len(painted),
-        "painted_ms": summary(ages_ms),
-        "animation_frame_ms": summary(periods),
+        "images_sent": max(cine.sent_ns) - first,
+        "ages_ms": [at + offset_ms - cine.sent_ns[int(n)] * 1e-6 for n, at in painted],
+        "periods_ms": periods,
         "clock_error_ms": error_ms,
         "clock_drift_ms": clock(page)[0] - offset_ms,
     }
@@ -248,20 +246,38 @@ def memory(page: Any, site: Site, cine: Cine, minutes: float) -> dict[str, Any]:
     }
 
 
+def together(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put rounds together: what was counted is added, ages are summed up."""
+    return {
+        "images_sent": sum(one["images_sent"] for one in rounds),
+        "images_painted": sum(len(one["ages_ms"]) for one in rounds),
+        "painted_ms": summary([age for one in rounds for age in one["ages_ms"]]),
+        "rounds_p95_ms": [summary(one["ages_ms"])["p95"] for one in rounds],
+        "animation_frame_ms": summary([period for one in rounds for period in one["periods_ms"]]),
+        "clock_error_ms": max(one["clock_error_ms"] for one in rounds),
+        "clock_drift_ms": max((one["clock_drift_ms"] for one in rounds), key=abs),
+    }
+
+
 def measure(options: argparse.Namespace, site: Site, folder: Path) -> dict[str, Any]:
     url = f"http://127.0.0.1:{site.ports['console']}/"
     result: dict[str, Any] = {"machine": machine(), "rate_hz": RATE_HZ}
+    rounds: dict[str, list[dict[str, Any]]] = {"console": [], "mjpeg": []}
     with chromium.Browser(folder / "profile") as page, scanning(site) as cine:
         result["load"] = load(page, url)
-        page.open(url)
-        result["console"] = watch(page, cine, options.seconds)
+        for _ in range(N_ROUNDS):
+            page.open(url)
+            rounds["console"].append(watch(page, cine, options.seconds / N_ROUNDS))
+            with mjpeg(site) as address:
+                page.open(address)
+                rounds["mjpeg"].append(watch(page, cine, options.seconds / N_ROUNDS))
+                page.open(f"{address}empty")
+                result["echo_floor_ms"] = echo_floor(page)
+        result.update({name: together(of_one) for name, of_one in rounds.items()})
         if options.minutes:
+            page.open(url)
+            page.ask(PROBE)
             result["memory"] = memory(page, site, cine, options.minutes)
-        with mjpeg(site) as address:
-            page.open(address)
-            result["mjpeg"] = watch(page, cine, options.seconds)
-            page.open(f"{address}empty")
-            result["echo_floor_ms"] = echo_floor(page)
     with scanning(site):
         result["viewers"] = [view(site, N_VIEWERS - N_STALLED, n, options.seconds) for n in (0, N_STALLED)]
     return result
@@ -269,7 +285,7 @@ def measure(options: argparse.Namespace, site: Site, folder: Path) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -295,7 +311,7 @@ def show(result: dict[str, Any]) -> None:
     rows = [
         ("machine", f"{result['machine']['cpu']}, {result['machine']['cores']} cores"),
         ("painted", f"{_line(ours['painted_ms'])}  (aim: p95 under {AIM_PAINTED_MS:.0f})"),
-        ("", f"{ours['images_painted']} of {ours['images_sent']} images at {result['rate_hz']:.0f}/s"),
+        ("", f"{ours['images_painted']} of {ours['images_sent']} images at {result['rate_hz']:g}/s"),
         ("peer: motion JPEG", _line(peer["painted_ms"])),
         ("", f"{peer['images_painted']} of {peer['images_sent']} images"),
         ("p95, peer / ours", f"{peer['painted_ms']['p95'] / ours['painted_ms']['p95']:.2f}"),

@@ -31,6 +31,11 @@ def summary(values: list[float]) -> dict[str, float]:
     return dict(zip(names, np.percentile(values, [50, 95, 99, 100]).tolist(), strict=True))
 
 
+# Chromium shows an image when it has seen the head of the next part, so that goes with the image: else each would be
+# seen a whole image later.
+_PART = b"--next\r\ncontent-type: image/jpeg\r\n\r\n"
+
+
 class Mjpeg(BaseHTTPRequestHandler):
     """The peer: every preview as a JPEG of quality 90; a page with it at /."""
 
@@ -47,6 +52,7 @@ class Mjpeg(BaseHTTPRequestHandler):
         self.send_header("content-type", "multipart/x-mixed-replace; boundary=next")
         self.end_headers()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.wfile.write(_PART)
         subscriber = Subscriber(self.run_dir, [("pipeline-live", "preview")])
         while (message := subscriber.receive(5)) is not None:
             header, pixels = message[2:]
@@ -57,10 +63,7 @@ class Mjpeg(BaseHTTPRequestHandler):
     def _send(self, image: Image.Image) -> None:
         out = io.BytesIO()
         image.save(out, "JPEG", quality=90)
-        data = out.getvalue()
-        # The next boundary goes with the image: Chromium shows an image when it has seen its end.
-        head = b"content-type: image/jpeg\r\ncontent-length: %d\r\n\r\n" % len(data)
-        self.wfile.write(head + data + b"\r\n--next\r\n")
+        self.wfile.write(out.getvalue() + b"\r\n" + _PART)
 
     def log_message(self, *_: object) -> None:
         pass
