@@ -18,6 +18,7 @@ from typing import Any
 from appliance.errors import PeerError
 from appliance.igtl import Connection, Message, encode
 from appliance.igtl.connection import MAX_BODY_BYTES
+from appliance.recorder import Recorder, Tape
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Client:
         up and made anew.
     max_body_bytes
         A longer message is an error of the peer: the connection is lost before any of it is kept.
+    recorder
+        Is given every byte that comes, each connection on a tape of its own.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Client:
         queries: Sequence[Message] = (),
         silence_s: float = 5.0,
         max_body_bytes: int = MAX_BODY_BYTES,
+        recorder: Recorder | None = None,
     ) -> None:
         self._address, self._peer = (host, port), f"{host}:{port}"
         self._on_message, self._on_state = on_message, on_state
         self._wanted, self._silence_s, self._max_body_bytes = wanted, silence_s, max_body_bytes
         self._queries = b"".join(map(encode, queries))
+        self._recorder = recorder
         self._halt = threading.Event()
         self._state = ""
         self._n_messages = self._n_skipped = self._n_connections = 0
@@ -116,11 +121,19 @@ class Client:
             self._halt.wait(wait_s)
 
     def _read(self, connected: socket.socket) -> None:
+        tape = self._recorder.begin(self._peer) if self._recorder else None
+        try:
+            self._read_to_end(connected, tape)
+        finally:
+            if tape is not None:
+                tape.close()
+
+    def _read_to_end(self, connected: socket.socket, tape: Tape | None) -> None:
         connection = Connection(self._max_body_bytes, self._wanted)
         heard_s = time.monotonic()
         while not self._halt.is_set():
             try:
-                n_bytes = connected.recv_into(connection.room())
+                n_bytes = connected.recv_into(room := connection.room())
             except TimeoutError as error:
                 if error.errno is not None:  # ETIMEDOUT, the kernel's: the peer is gone
                     raise
@@ -129,6 +142,8 @@ class Client:
             now_ns = time.monotonic_ns()
             if not n_bytes:
                 raise PeerError("the peer hung up")
+            if tape is not None:
+                tape.write(room[:n_bytes])
             if events := connection.received(n_bytes):
                 heard_s = now_ns / 1e9
                 self._say("connected")

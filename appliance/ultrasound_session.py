@@ -17,6 +17,7 @@ from typing import Any
 from appliance.frames import Affine, Array, Tracking
 from appliance.igtl import Image, Message, Query, Transform
 from appliance.igtl_client import Client
+from appliance.recorder import Recorder
 from appliance.ultrasound.match_poses import Chain, Limits, Matched, MatchPoses
 from appliance.ultrasound.place_image import image_in_lps, pose_fault, split
 
@@ -53,8 +54,8 @@ class SessionOptions:
 class Session:
     """Connects from `start` to `close`. `next` is for one thread."""
 
-    def __init__(self, options: SessionOptions, on_state: Callable[[str, str], None]) -> None:
-        self._options, self._on_state = options, on_state
+    def __init__(self, options: SessionOptions, on_state: Callable[[str, str], None], recorder: Recorder) -> None:
+        self._options, self._on_state, self._recorder = options, on_state, recorder
         self._match = MatchPoses(options.chain, options.limits)
         self._changed = threading.Condition()
         self._slot: Matched | None = None
@@ -75,6 +76,7 @@ class Session:
         """Hang up."""
         for client in self._clients.values():
             client.close()
+        self._recorder.close()
 
     def next(self, timeout_s: float) -> tuple[Matched | None, str]:
         """Return (image, lost): the newest image that has its pose or will not get one, None after `timeout_s`; and
@@ -102,6 +104,7 @@ class Session:
                 "clock_jumps": self._match.n_jumps,
                 "invalid_poses": self._match.n_invalid_poses,
                 "other_images": sorted(self._others),
+                **self._recorder.status(),
             }
 
     def _client(self, name: str, address: Address, wanted: Sequence[str]) -> Client:
@@ -114,6 +117,7 @@ class Session:
             queries=(start,) if name == "tracker" else (),
             silence_s=self._options.silence_s,
             max_body_bytes=self._options.max_bytes,
+            recorder=self._recorder,
         )
 
     def _state(self, name: str, state: str) -> None:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from appliance.context import Context
 from appliance.frames import Message
+from appliance.recorder import Recorded, Recorder
 from appliance.ultrasound.clip import Clip
 from appliance.ultrasound.match_poses import Chain, Limits, Matched
 from appliance.ultrasound.place_image import calibration, sizes_only, split
@@ -54,6 +55,7 @@ class Settings(OperatorSettings):
     max_late_ms: float = Field(200, gt=0, le=10_000, description="Delay beyond the usual that marks an image, in ms.")
     silence_s: float = Field(5.0, gt=0, le=3600, description="A clip without an image for so long has ended, in s.")
     max_image_mb: int = Field(16, ge=1, le=1024, description="Largest image taken, in MiB.")
+    record: Recorded = None
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -95,7 +97,8 @@ class OpenIGTLinkSource:
         self._settings, self._context = settings, context
         source, pixel_mm = f"openigtlink {settings.host}:{settings.port}", settings.pixel_sizes()
         self._clip = Clip(context.pipeline, source, pixel_mm, int(settings.max_late_ms * 1e6))
-        self._session = Session(settings.options(), self._told)
+        recorder = Recorder(settings.record, "openigtlink", context)
+        self._session = Session(settings.options(), self._told, recorder)
         self._stopping = threading.Event()
         self._n_refused, self._shown_s = 0, 0.0
 

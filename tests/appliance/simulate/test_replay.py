@@ -20,11 +20,12 @@ from appliance.igtl import Message as IgtlMessage
 from appliance.mrd import messages as m
 from appliance.mrd.header import encode_header_xml
 from appliance.recording import MAGIC, Header, Kind, Recording, encode_head
-from appliance.simulate import replay
+from appliance.simulate import replay, ultrasound
 from appliance.simulate.mri import Scanner, cine_encoding, stream_cine
 from appliance.simulate.replay import Replayed, paced, replay_mrd
 from appliance.simulate.replay_openigtlink import Restamp, replay_openigtlink
-from operators.sources import mrd
+from appliance.ultrasound import phantom
+from operators.sources import mrd, openigtlink
 
 RNG = np.random.default_rng(5)
 FRAMES = [RNG.standard_normal((2, 16, 24)).astype(np.float32).view(np.complex64) for _ in range(6)]
@@ -292,3 +293,76 @@ def test_the_appliance_connects_and_gets_what_was_recorded_as_if_now(tmp_path: P
             assert before_ns <= first <= time.time_ns()
             assert (second - first, last - first, none) == (250_000_000, 500_000_000, 0), "twice as fast"
             assert np.array_equal(messages[1].content.array, STREAM[1].content.array)
+
+
+class OrRoom:
+    """A running OpenIGTLink source of tracked ultrasound that collects what it emits."""
+
+    def __init__(self, folder: Path, port: int, record: dict[str, Any] | None) -> None:
+        self.messages: list[Message] = []
+        settings = openigtlink.Settings(
+            host="127.0.0.1",
+            port=port,
+            probe="ProbeToTracker",
+            reference="ReferenceToTracker",
+            image_to_probe=tuple(phantom.IMAGE_TO_PROBE.ravel().tolist()),
+            wait_ms=200,
+            max_skew_ms=1000,
+            max_late_ms=10_000,
+            record=record,
+        )
+        self.source = openigtlink.make(settings, Context("or-live", folder, folder))
+        self._thread = threading.Thread(target=self.source.run, args=(self.messages.append,), daemon=True)
+        self._thread.start()
+
+    def wait_for(self, last: bytes) -> list[Frame]:
+        """Wait for the frame with these pixels, stop, and give all frames."""
+        deadline = time.monotonic() + WAIT_S
+        while not any(frame.array.tobytes() == last for frame in self.frames):
+            assert time.monotonic() < deadline, self.source.status()
+            time.sleep(0.005)
+        self.source.stop()
+        self._thread.join(WAIT_S)
+        return self.frames
+
+    @property
+    def frames(self) -> list[Frame]:
+        return [message for message in list(self.messages) if isinstance(message, Frame)]
+
+
+def test_tracked_ultrasound_is_replayed_with_its_poses(tmp_path: Path) -> None:
+    server = ultrasound.UltrasoundServer(0)
+    live = OrRoom(tmp_path, server.port, {"max_gb": 1})
+    assert server.connected.wait(WAIT_S)
+    pictures = [phantom.picture(0.1 * n) for n in range(6)]
+    sent = [picture.array.astype(np.float32).tobytes() for picture in pictures]
+    ultrasound.stream(server, iter(pictures), rate_hz=20, stop=threading.Event())
+    before = {frame.array.tobytes(): frame for frame in live.wait_for(sent[-1])}
+    server.close()
+    (path,) = tmp_path.glob("recordings/or-live/*-openigtlink-*")
+
+    ports: list[int] = []
+    results: list[Replayed] = []
+
+    def serve() -> None:
+        with Recording(path) as recording:
+            results.append(replay_openigtlink(recording, "127.0.0.1", 0, on_listening=ports.append))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    while not ports:
+        time.sleep(0.005)
+    started_ns = time.time_ns()
+    frames = OrRoom(tmp_path / "again", ports[0], None).wait_for(sent[-1])
+    thread.join(WAIT_S)
+    assert (results[0].closed, results[0].error, results[0].cut) == (True, "", "")
+    assert {frame.array.tobytes() for frame in frames} <= set(sent), (
+        "newest wins: some may be left out, none is changed"
+    )
+    for frame in frames:
+        twin = before.get(frame.array.tobytes())
+        if twin is not None:
+            assert frame.marks == twin.marks == ()
+            np.testing.assert_allclose(frame.affine, twin.affine, atol=1e-6)
+        assert frame.acquired_ns >= started_ns, "as if it were now"
+    assert sent[-1] in before
