@@ -35,8 +35,8 @@ class ImpatientProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is no request on this connection."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether there is no request on this connection, which is not on its way out already."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None:

@@ -17,7 +17,7 @@ import uvicorn
 from appliance.console.app import Console
 from appliance.console.guard import our_names
 from appliance.errors import ConfigError
-from appliance.http_deadline import MOST_WAITING, ImpatientProtocol
+from appliance.http_deadline import MOST_WAITING, REQUEST_S, ImpatientProtocol
 from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
 from appliance.tls import server_context
@@ -39,6 +39,15 @@ class _Server(uvicorn.Server):
         yield  # signals belong to the child process
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """uvicorn does not say how long a TLS handshake may take; a minute is asyncio's own patience."""
+
+    async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:  # type: ignore[override]
+        if kwargs.get("ssl"):
+            kwargs["ssl_handshake_timeout"] = REQUEST_S
+        return await super().create_server(*args, **kwargs)
+
+
 def run(settings: Settings, process: Process) -> None:
     """Serve until `process.stopping`. Raises ConfigError when that address cannot or must not be listened on."""
     if settings.console is None:
@@ -51,7 +60,8 @@ def run(settings: Settings, process: Process) -> None:
     with listen(settings.console) as listener:
         port = listener.getsockname()[1]
         process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})
-        asyncio.run(_serve(console, listener, tls, process.stopping))
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(_serve(console, listener, tls, process.stopping))
 
 
 def listen(console: ConsoleSettings) -> socket.socket:

@@ -4,6 +4,7 @@
 import http.client
 import json
 import socket
+import ssl
 import threading
 import time
 from functools import cache
@@ -89,9 +90,22 @@ class Bench:
         for publisher in (self.previews, *self.statuses.values()):
             publisher.close()
 
-    def ask(self, method, path, body=None, **headers):
+    def connection(self, source="127.0.0.1"):
+        """A connection from that address of this machine."""
+        common = {"timeout": PATIENCE_S, "source_address": (source, 0)}
+        if self.settings.console.tls is None:
+            return http.client.HTTPConnection(self.address, **common)
+        return http.client.HTTPSConnection(self.address, context=self.trust(), **common)
+
+    def trust(self):
+        """What a browser knows of the console's certificate."""
+        context = ssl.create_default_context(cafile=self.settings.console.tls.certificate)
+        context.check_hostname = False
+        return context
+
+    def ask(self, method, path, body=None, source="127.0.0.1", **headers):
         """One request; gives the answer and its body."""
-        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
+        connection = self.connection(source)
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
