@@ -71,6 +71,7 @@ class Client:
         self._wanted, self._silence_s, self._max_body_bytes = wanted, silence_s, max_body_bytes
         self._queries = b"".join(map(encode, queries))
         self._recorder = recorder
+        self._tape: Tape | None = None
         self._halt = threading.Event()
         self._state = ""
         self._n_messages = self._n_skipped = self._n_connections = 0
@@ -121,14 +122,14 @@ class Client:
             self._halt.wait(wait_s)
 
     def _read(self, connected: socket.socket) -> None:
-        tape = self._recorder.begin(self._peer) if self._recorder else None
+        self._tape = self._recorder.begin(self._peer) if self._recorder else None
         try:
-            self._read_to_end(connected, tape)
+            self._read_to_end(connected)
         finally:
-            if tape is not None:
-                tape.close()
+            if self._tape is not None:
+                self._tape.close()
 
-    def _read_to_end(self, connected: socket.socket, tape: Tape | None) -> None:
+    def _read_to_end(self, connected: socket.socket) -> None:
         connection = Connection(self._max_body_bytes, self._wanted)
         heard_s = time.monotonic()
         while not self._halt.is_set():
@@ -142,8 +143,8 @@ class Client:
             now_ns = time.monotonic_ns()
             if not n_bytes:
                 raise PeerError("the peer hung up")
-            if tape is not None:
-                tape.write(room[:n_bytes])
+            if self._tape is not None:
+                self._tape.write(room[:n_bytes])
             if events := connection.received(n_bytes):
                 heard_s = now_ns / 1e9
                 self._say("connected")
@@ -153,6 +154,8 @@ class Client:
                     raise connection.fault
             else:  # pieces of a message that never ends are silence, too
                 self._listen(now_ns / 1e9 - heard_s)
+            if self._tape is not None and connection.is_between_messages:
+                self._tape = self._tape.at_a_boundary()
 
     def _hand_over(self, event: object, now_ns: int) -> None:
         if isinstance(event, Message):

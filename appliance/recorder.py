@@ -32,6 +32,7 @@ QUEUE_BYTES = 64 << 20  # on their way to the disk: half a second of a fast cine
 _ITEM_BYTES = 256  # what a queued piece costs besides its bytes
 _SPARE_BYTES = 1024  # heads and end mark
 _FLUSH_S = 3.0
+_AGAIN_NS = 10 * 10**9  # after a recording was stopped
 
 
 class Record(Model):
@@ -116,6 +117,18 @@ class Tape:
             if not self.stopped:
                 self._recorder.take(self, since_ns, data[start : start + MAX_PIECE_BYTES])
 
+    def at_a_boundary(self) -> Tape:
+        """Return the tape for what comes next on a connection that goes on for days, where a message has just ended.
+
+        It is another one after a quarter of what is allowed, so that the oldest can go meanwhile, and a while after
+        this one was stopped.
+        """
+        was_stopped = bool(self.stopped) and time.monotonic_ns() - self._begin_ns > _AGAIN_NS
+        if not was_stopped and self.n_queued <= self._recorder.long_bytes:
+            return self
+        self.close()
+        return Tape(self._recorder, self.peer)
+
     def close(self) -> None:
         """The connection is over."""
         self._recorder.take_end(self, time.monotonic_ns() - self._begin_ns)
@@ -128,6 +141,7 @@ class Recorder:
         self.folder = context.data_dir / FOLDER / context.pipeline
         self._protocol, self._pipeline, self._alarm = protocol, context.pipeline, context.alarm
         self._max_bytes = int(record.max_gb * 1e9) if record else 0
+        self.long_bytes = self._max_bytes // 4  # see Tape.at_a_boundary
         # Results are refused below the reserve: twice as much stays free, so that no recording brings that about.
         self._keep_free_bytes = 2 * context.reserve_bytes
         self._queue: queue.SimpleQueue[tuple[Tape, int, bytes | None] | None] = queue.SimpleQueue()
@@ -190,7 +204,7 @@ class Recorder:
     def _write(self, tape: Tape, since_ns: int, data: bytes) -> None:
         try:
             if tape.file is None:
-                tape.file = self._open(tape)
+                tape.file = self._open(tape, len(data))
             self._make_room(len(data) + _SPARE_BYTES)
             tape.file.add(Kind.PIECE, since_ns, data)
             self._n_bytes += len(data)
@@ -198,14 +212,16 @@ class Recorder:
             self._stop(tape, error.strerror or "the disk failed")
             self._end(tape, since_ns)
 
-    def _open(self, tape: Tape) -> _File:
+    def _open(self, tape: Tape, n_bytes: int) -> _File:
         self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         in_use = {one.file.path for one in list(self._tapes) if one.file}
-        found = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if path not in in_use)
-        self._earlier = {path: path.stat().st_size for path in found}
+        self._earlier = {}
+        for path in sorted(set(self.folder.glob(f"*{SUFFIX}")) - in_use):
+            with contextlib.suppress(FileNotFoundError):  # somebody has just deleted it
+                self._earlier[path] = path.stat().st_size
         self._n_earlier_bytes = sum(self._earlier.values())
-        self._make_room(_SPARE_BYTES)
+        self._make_room(n_bytes + 2 * _SPARE_BYTES)
         when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(tape.started_ns // 10**9))
         path = self.folder / f"{when}-{self._protocol}-{secrets.token_hex(3)}{SUFFIX}"
         header = Header(protocol=self._protocol, pipeline=self._pipeline, peer=tape.peer, started_ns=tape.started_ns)

@@ -11,7 +11,7 @@ import click
 
 from appliance import config
 from appliance.commands.options import FILE, config_option, json_option
-from appliance.errors import RecordingError
+from appliance.errors import ConfigError, RecordingError
 from appliance.recorder import FOLDER, SUFFIX
 from appliance.recording import Header, Recording
 from appliance.simulate.replay import Replayed, replay_mrd
@@ -25,7 +25,7 @@ from appliance.tables import size, table
 def recordings(file: Path, as_json: bool) -> None:
     """List what sources with `record` have recorded, oldest first. They hold patient data."""
     found, problems = [], []
-    for path in sorted((config.load(file).site.data_dir / FOLDER).glob(f"*/*{SUFFIX}"), key=lambda path: path.name):
+    for path in _files(config.load(file).site.data_dir / FOLDER):
         try:
             with Recording(path) as recording:
                 found.append((path, recording.header, path.stat().st_size))
@@ -41,6 +41,18 @@ def recordings(file: Path, as_json: bool) -> None:
         click.echo(table(("began (UTC)", "pipeline", "protocol", "size", "file"), lines))
     for problem in problems:
         click.echo(problem, err=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        pipelines = list(folder.iterdir())
+        return sorted(
+            (path for each in pipelines for path in each.iterdir() if path.suffix == SUFFIX), key=lambda p: p.name
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read: {error.strerror}; run it as the user of nearscan") from error
 
 
 @click.command()

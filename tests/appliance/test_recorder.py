@@ -11,7 +11,9 @@ import textwrap
 import threading
 
 import pytest
+from waiting import wait_for
 
+from appliance import recorder
 from appliance.context import Context
 from appliance.recorder import Record, Recorder
 from appliance.recording import MAX_PIECE_BYTES, Recording
@@ -120,6 +122,38 @@ def test_a_recording_larger_than_allowed_stops_with_the_reason(tmp_path):
     assert next_one.alarms == {"recording": ""}, "the alarm ends when a recording begins"
 
 
+def test_a_connection_that_goes_on_is_recorded_in_several_files_and_its_oldest_go(tmp_path):
+    box = Box(tmp_path, max_gb=400e-6)
+    tape = first = box.recorder.begin("192.0.2.1:5")
+    for n in range(20):
+        tape.write(bytes([n]) * 60_000)
+        tape = tape.at_a_boundary()
+        wait_for(lambda tape=tape: tape.n_queued == tape.n_done, "the disk")
+    tape.close()
+    recordings = box.finish()
+    assert tape is not first
+    assert all(len(pieces) == 2 and cut == "" for pieces, cut in recordings), "begun anew after a quarter"
+    kept = sorted(piece[0] for pieces, _ in recordings for piece in pieces)
+    assert kept[-1] == 19 and len(kept) == 6, "what is newest"
+    assert box.alarms == {"recording": ""}
+
+
+def test_what_was_stopped_begins_again_at_a_boundary(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "_AGAIN_NS", 0)
+    box = Box(tmp_path, max_gb=50e-6)
+    tape = box.recorder.begin("192.0.2.1:5")
+    tape.write(bytes(60_000))
+    wait_for(lambda: tape.stopped, "the stop")
+    again = tape.at_a_boundary()
+    again.write(b"x")
+    again.close()
+    assert box.finish() == [([b"x"], "")]
+    assert box.said == [
+        "recording: stopped: it has reached record.max_gb (50 kB); the stream itself goes on",
+        "",
+    ]
+
+
 def test_twice_the_reserve_is_left_to_results(tmp_path):
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     box = Box(tmp_path, reserve_bytes=free)
@@ -131,6 +165,7 @@ def test_twice_the_reserve_is_left_to_results(tmp_path):
 IN_A_PROCESS_OF_ITS_OWN = """
 import sys
 from pathlib import Path
+from appliance import recorder
 from appliance.context import Context
 from appliance.recorder import Record, Recorder
 

@@ -53,6 +53,13 @@ def test_recordings_are_listed_with_what_is_wrong(nearscan, site, tmp_path):
     assert row["bytes"] == path.stat().st_size
 
 
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(nearscan, site, tmp_path):
+    (tmp_path / "recordings").write_text("")
+    done = nearscan("recordings", "--config", site)
+    words = f"{tmp_path / 'recordings'}: cannot be read: Not a directory; run it as the user of nearscan\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", words)
+
+
 def test_a_replay_to_the_appliance_says_what_it_answered(nearscan, tmp_path):
     path = record(tmp_path, "mrd", m.encode_config_file("x"), m.encode_close())
     source = mrd.make(mrd.Settings(port=0, bind="127.0.0.1"), Context("live", tmp_path, tmp_path))
