@@ -7,24 +7,29 @@ settled and not fetched when the next one came is left out, and counted: an old 
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from appliance.frames import Affine, Array, Tracking
-from appliance.igtl import Image, Message, Query, Transform
+from appliance.igtl import Image, ImagePart, Message, Pace, QuaternionData, TrackingData, Transform
+from appliance.igtl.queries import start
+from appliance.igtl.tracking import TOOL_6D, TRACKER
 from appliance.igtl_client import Client
 from appliance.recorder import Recorder
 from appliance.ultrasound.match_poses import Chain, Limits, Matched, MatchPoses
 from appliance.ultrasound.place_image import image_in_lps, pose_fault, split
+from appliance.ultrasound.poses import from_quaternion
 
 Address = tuple[str, int]
 
 _NAME_BYTES = 20  # of a device on the wire; PLUS cuts longer names
 _POSES, _IMAGES = ("TRANSFORM", "TDATA", "QTDATA"), ("IMAGE",)
+_MOST_OTHERS = 16
 _EVERY_MS = 10  # how often a tracker is asked for its tools
 
 
@@ -108,13 +113,12 @@ class Session:
             }
 
     def _client(self, name: str, address: Address, wanted: Sequence[str]) -> Client:
-        start = Message(Query("STT", "TDATA", struct.pack(">I32s", _EVERY_MS, b"")))
         return Client(
             *address,
             on_message=self._received,
             on_state=lambda state: self._state(name, state),
             wanted=wanted,
-            queries=(start,) if name == "tracker" else (),
+            queries=(Message(start("TDATA", Pace(_EVERY_MS))),) if name == "tracker" else (),
             silence_s=self._options.silence_s,
             max_body_bytes=self._options.max_bytes,
             recorder=self._recorder,
@@ -133,6 +137,8 @@ class Session:
         with self._changed:
             if isinstance(message.content, Image):
                 self._take_image(message, message.content, received_ns)
+            elif isinstance(message.content, ImagePart):
+                self._leave(f"{message.device_name} (parts)")
             else:
                 for name, matrix, fault in _poses(message):
                     self._match.pose(name, matrix, message.time_ns, received_ns, fault)
@@ -142,13 +148,15 @@ class Session:
     def _take_image(self, message: Message, image: Image, received_ns: int) -> None:
         self._image = self._image or message.device_name
         if message.device_name != self._image:
-            if len(self._others) < 16:
-                self._others.add(message.device_name)
-            return
+            return self._leave(message.device_name)
         self.n_images += 1
         picture = Picture(image.array, image.affine, received_ns)
         place = _place_of(message, image.affine) if self._options.placed else None
         self._match.image(picture, message.time_ns, received_ns, place)
+
+    def _leave(self, name: str) -> None:
+        if len(self._others) < _MOST_OTHERS:
+            self._others.add(name)
 
     def _settle(self, now_ns: int, *, at_once: bool = False) -> None:
         for found in self._match.take(now_ns, at_once=at_once):
@@ -164,8 +172,21 @@ def _said(message: Message, name: str = "Transform") -> str:
 
 def _poses(message: Message) -> Iterator[tuple[str, Affine, str]]:
     """Name, matrix as on the wire, and what its sender has against it, of each pose in a message."""
-    if isinstance(message.content, Transform):
-        yield message.device_name, message.content.matrix, _said(message)
+    content = message.content
+    if isinstance(content, Transform):
+        yield message.device_name, content.matrix, _said(message)
+    elif isinstance(content, TrackingData):
+        for tool in content.tools:
+            yield tool.name, tool.matrix, _said(message, tool.name) or _turned(tool.kind)
+    elif isinstance(content, QuaternionData):
+        for each in content.tools:
+            x, y, z, w = each.quaternion
+            pose = from_quaternion(np.array([w, x, y, z]), each.position)
+            yield each.name, pose, _said(message, each.name) or _turned(each.kind)
+
+
+def _turned(kind: int) -> str:
+    return "" if kind in (TRACKER, TOOL_6D) else "it has a tip and no orientation"
 
 
 def _place_of(message: Message, affine: Affine) -> tuple[Tracking, Affine | None]:

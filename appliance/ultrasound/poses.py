@@ -19,6 +19,7 @@ from appliance.frames import Affine
 
 Quaternion = NDArray[np.float64]  # (w, x, y, z), of length 1
 
+_ROUNDING = 1e-3  # of a quaternion's squared length
 MOST_POSES = 512  # kept of one tool: five seconds at 100 Hz
 _BUCKET_NS, _MOST_BUCKETS = 500_000_000, 20
 _SHARE = 0.25  # of the buckets that may be wrong, early or late, without moving the estimate
@@ -52,6 +53,14 @@ def to_rotation(quaternion: Quaternion) -> NDArray[np.float64]:
     w, (x, y, z) = quaternion[0], quaternion[1:]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + 2 * w * cross + 2 * cross @ cross)
+
+
+def from_quaternion(quaternion: Quaternion, place_mm: NDArray[np.float64]) -> Affine:
+    """Return the pose of a quaternion as it came, and a position; one that is far from length 1 gives no rotation."""
+    pose, square = np.eye(4), float(quaternion @ quaternion)
+    pose[:3, :3] = to_rotation(quaternion / np.sqrt(square)) if abs(square - 1) < _ROUNDING else np.nan
+    pose[:3, 3] = place_mm
+    return pose
 
 
 def interpolate(before: Affine, after: Affine, share: float) -> Affine:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.spatial.transform import Rotation
 
 from appliance.context import Context
 from appliance.frames import End, Frame, Scan
-from appliance.igtl import Image, Message, Transform, encode
+from appliance.igtl import Image, Message, QuaternionData, QuaternionTool, Tool, TrackingData, Transform, encode
 from appliance.igtl.rigid import rigid_fault
+from appliance.igtl.tracking import TOOL_3D
 from appliance.simulate import ultrasound as plus
 from appliance.ultrasound import phantom
 from appliance.ultrasound.place_image import calibration
@@ -159,6 +161,49 @@ def test_what_the_sender_says_of_a_pose_counts(start):
     appliance.send(image(picture.array[None], time_ns=now_ns), *poses)
     appliance.until(lambda: appliance.of(Frame))
     assert appliance.of(Frame)[0].tracking.reason == "ProbeToTracker: its sender says MISSING"
+
+
+def as_tdata(picture, time_ns):
+    tools = tuple(Tool(name, matrix) for name, matrix in picture.transforms.items())
+    return Message(TrackingData(tools), "Tracker", time_ns)
+
+
+def as_qtdata(picture, time_ns):
+    tools = []
+    for name, matrix in picture.transforms.items():
+        tools.append(QuaternionTool(name, matrix[:3, 3], Rotation.from_matrix(matrix[:3, :3]).as_quat()))
+    return Message(QuaternionData(tuple(tools)), "Tracker", time_ns)
+
+
+@pytest.mark.parametrize("as_data", [as_tdata, as_qtdata])
+def test_a_tracker_of_its_own_sends_tracking_data(start, as_data):
+    tracker = plus.UltrasoundServer(0)
+    appliance = start(**TRACKED, tracker_host="127.0.0.1", tracker_port=tracker.port)
+    assert tracker.connected.wait(WAIT_S)
+    picture, now_ns = phantom.picture(0.7), time.time_ns()
+    tracker.send(encode(as_data(picture, now_ns)))
+    appliance.until(lambda: appliance.source.status()["connections"]["tracker"]["messages"] == 1)
+    appliance.send(image(picture.array[None], time_ns=now_ns))
+    appliance.until(lambda: appliance.of(Frame))
+    frame = appliance.of(Frame)[0]
+    expected = LPS @ phantom.probe_to_reference(0.7) @ phantom.IMAGE_TO_PROBE
+    np.testing.assert_allclose(frame.affine[:, [0, 1, 3]], expected[:, [0, 1, 3]], atol=1e-4)
+    assert set(frame.tracking.tools) == {"Stylus"}
+    tracker.close()
+
+
+def test_tools_without_an_orientation_and_quaternions_of_no_length_are_no_poses(start):
+    appliance = start(**{**TRACKED, "wait_ms": 50})
+    picture, now_ns = phantom.picture(0.7), time.time_ns()
+    poses = picture.transforms
+    tip = Tool("ProbeToTracker", poses["ProbeToTracker"], kind=TOOL_3D)
+    whole = Tool("ReferenceToTracker", poses["ReferenceToTracker"])
+    flat = QuaternionTool("StylusToTracker", np.zeros(3), np.zeros(4))
+    data = TrackingData((tip, whole)), QuaternionData((flat,))
+    appliance.send(*(Message(each, "Tracker", now_ns) for each in data), image(picture.array[None], time_ns=now_ns))
+    appliance.until(lambda: appliance.of(Frame))
+    frame = appliance.of(Frame)[0]
+    assert frame.tracking.reason == "ProbeToTracker: it has a tip and no orientation" and frame.tracking.tools == {}
 
 
 def test_video_that_is_not_tracked_is_a_plain_clip(start):
