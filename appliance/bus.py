@@ -52,8 +52,9 @@ class Publisher:
         self._name = f"{process}.{topic}".encode()
 
     def publish(self, header: dict[str, Any], payload: Any = b"") -> None:
-        """Send to whoever listens and is not behind; returns at once. `payload` is bytes or a C-contiguous array."""
-        self._socket.send_multipart([self._name, json.dumps(header).encode(), payload], copy=True)
+        """Send to whoever listens and is not behind; returns at once. `payload` is bytes or a C-contiguous array, which
+        nobody may write any more: a large one is not copied, for a copy of a volume would hold the GIL for it."""
+        self._socket.send_multipart([self._name, json.dumps(header).encode(), payload], copy=False)
 
     def close(self) -> None:
         """Close the socket."""

@@ -39,7 +39,9 @@ class Settings(OperatorSettings):
         "", description="Transform of the reference, e.g. ReferenceToTracker. Empty: `probe` leads to the reference."
     )
     tools: dict[str, str] = Field(
-        default_factory=dict, description="Other tools and their transforms.", examples=[{"Stylus": "StylusToTracker"}]
+        default_factory=dict,
+        description="Other tools and their transforms, e.g. {Stylus: StylusToTracker}.",
+        examples=[{}],
     )
     image_to_probe: tuple[float, ...] = Field(
         (), description="Calibration: 12 or 16 numbers row by row, pixel (or mm, with `pixel_mm`) to probe, as in PLUS."
