@@ -33,6 +33,7 @@ Voxels = NDArray[np.uint8]
 
 _UNIT = 512  # weight of a whole pixel: eighths along each axis
 _FULL = 1 << 24  # weight from which on a voxel forgets half: 255 times as much still fits. 32,768 pixels
+_ROUNDING = 1e-3  # of a voxel: corners are computed another way than pixels
 _MARGIN = 16  # voxels grown beyond what a picture needs
 WHITE = 255
 
@@ -219,7 +220,8 @@ class Compound:
 
     def _make_room(self, corners: NDArray[np.float64]) -> None:
         """Grow so that `corners` (n, 3), lattice (x, y, z), lie inside; not beyond `most_voxels`."""
-        low, high = np.floor(corners.min(axis=0)).astype(np.int64), np.ceil(corners.max(axis=0)).astype(np.int64) + 2
+        low = np.floor(corners.min(axis=0) - _ROUNDING).astype(np.int64)
+        high = np.ceil(corners.max(axis=0) + _ROUNDING).astype(np.int64) + 2
         have = np.array(self.shape[::-1], np.int64)
         if have.all():
             inside = (low >= self._low) & (high <= self._low + have)

@@ -97,10 +97,9 @@ class OpenIGTLinkSource:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self._settings, self._context = settings, context
-        source, pixel_mm = f"openigtlink {settings.host}:{settings.port}", settings.pixel_sizes()
-        self._clip = Clip(context.pipeline, source, pixel_mm, int(settings.max_late_ms * 1e6))
-        recorder = Recorder(settings.record, "openigtlink", context)
-        self._session = Session(settings.options(), self._told, recorder)
+        source = f"openigtlink {settings.host}:{settings.port}"
+        self._clip = Clip(context.pipeline, source, settings.pixel_sizes(), int(settings.max_late_ms * 1e6))
+        self._session = Session(settings.options(), self._told, Recorder(settings.record, "openigtlink", context))
         self._stopping = threading.Event()
         self._n_refused, self._shown_s = 0, 0.0
 
