@@ -75,11 +75,16 @@ class Subscriber:
 
     def receive(self, timeout_s: float) -> tuple[str, str, dict[str, Any], bytes] | None:
         """Return (process, topic, header, payload), or None when nothing came within `timeout_s`."""
+        found = self.receive_view(timeout_s)
+        return None if found is None else (*found[:3], bytes(found[3]))
+
+    def receive_view(self, timeout_s: float) -> tuple[str, str, dict[str, Any], memoryview] | None:
+        """As `receive`, but the payload is a view of what ZeroMQ received: copying a volume would hold the GIL."""
         if not self._socket.poll(int(timeout_s * 1000)):
             return None
-        name, header, payload = self._socket.recv_multipart()
-        process, _, topic = name.decode().rpartition(".")
-        return process, topic, json.loads(header), payload
+        name, header, payload = (frame.buffer for frame in self._socket.recv_multipart(copy=False))
+        process, _, topic = bytes(name).decode().rpartition(".")
+        return process, topic, json.loads(bytes(header)), payload
 
     def close(self) -> None:
         """Close the socket."""

@@ -24,8 +24,10 @@ from appliance.console.guard import Gate, Guard
 from appliance.console.live_socket import LiveSocket, refuse
 from appliance.console.metrics import write_metrics
 from appliance.console.newest import Newest
+from appliance.console.renderer import Renderer
 from appliance.console.roles import needs
 from appliance.console.sign_in import SignIn
+from appliance.console.volume_socket import VolumeSocket
 from appliance.errors import StorageError
 from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
@@ -39,6 +41,7 @@ class Console:
 
     def __init__(self, settings: Settings, alarm: Callable[[str, str], None]) -> None:
         self.newest = Newest(settings.site.sockets, settings.pipelines)
+        self.renderer = Renderer(settings.site.sockets, self.newest.pipelines)
         self._site = settings.site.name
         self._store = Store(settings.site.data_dir)
         self.audit = Audit(self._store)
@@ -58,16 +61,27 @@ class Console:
             Route("/healthz", self._health),
             Route("/metrics", self._metrics),
             WebSocketRoute("/ws/live", self._live),
+            WebSocketRoute("/ws/volume", self._volume),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
         return Starlette(routes=routes, middleware=[Middleware(Guard, self._gate)], lifespan=self._lifespan)
 
+    def state(self) -> dict[str, Any]:
+        """Return what the heartbeat says of the console."""
+        return {
+            "viewers": self.newest.n_viewers,
+            "rendering": self.renderer.status(),
+            "alarms": self.renderer.alarms(),
+        }
+
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.newest.start()
+        self.renderer.start()
         async with self._sign_in.running():
             yield
         self.newest.stop()
+        await asyncio.to_thread(self.renderer.stop)
         self._store.close()
 
     async def _page(self, _: Request) -> Response:
@@ -80,6 +94,7 @@ class Console:
                 "time_ns": time.time_ns(),
                 "pipelines": self.newest.pipelines,
                 "processes": self.newest.statuses(),
+                "rendering": self.renderer.status(),
                 "buffer": await self._count(),
             }
         )
@@ -90,7 +105,7 @@ class Console:
         return JSONResponse({"ok": well, "processes": states}, 200 if well else 503)
 
     async def _metrics(self, _: Request) -> Response:
-        body, kind = write_metrics(self.newest.statuses(), await self._count())
+        body, kind = write_metrics(self.newest.statuses(), await self._count(), self.renderer.status())
         return Response(body, headers={"content-type": kind})
 
     async def _live(self, websocket: WebSocket) -> None:
@@ -98,6 +113,12 @@ class Console:
         if pipeline not in self.newest.pipelines:
             return await refuse(websocket, "no such pipeline")
         await LiveSocket(websocket, self.newest, pipeline).serve()
+
+    async def _volume(self, websocket: WebSocket) -> None:
+        pipeline = websocket.query_params.get("pipeline", "")
+        if pipeline not in self.newest.pipelines:
+            return await refuse(websocket, "no such pipeline")
+        await VolumeSocket(websocket, self.renderer, pipeline).serve()
 
     async def _count(self) -> dict[str, Any] | None:
         """Return the buffer's counts, at most a second old; None while there is no buffer."""

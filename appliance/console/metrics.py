@@ -18,22 +18,28 @@ _COUNTS = ("frames", "passed_through", "deadline_misses", "lost", "errors")
 Statuses = Mapping[str, Mapping[str, Any]]
 
 
-def write_metrics(statuses: Statuses, counts: Mapping[str, Any] | None) -> tuple[bytes, str]:
+def write_metrics(
+    statuses: Statuses, counts: Mapping[str, Any] | None, rendering: Mapping[str, Any] | None = None
+) -> tuple[bytes, str]:
     """Return the exposition text and its content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(statuses, counts))
+    registry.register(_Collector(statuses, counts, rendering))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _Collector(Collector):
-    def __init__(self, statuses: Statuses, counts: Mapping[str, Any] | None) -> None:
-        self._statuses, self._counts = statuses, counts
+    def __init__(
+        self, statuses: Statuses, counts: Mapping[str, Any] | None, rendering: Mapping[str, Any] | None
+    ) -> None:
+        self._statuses, self._counts, self._rendering = statuses, counts, rendering
 
     def collect(self) -> Iterable[Metric]:
         yield from _processes(self._statuses)
         yield from _operators(self._statuses)
         yield from _drift(self._statuses)
         yield _buffer(self._counts or {})
+        if self._rendering is not None:
+            yield from _viewing(self._rendering)
 
 
 def _processes(statuses: Statuses) -> Iterable[Metric]:
@@ -109,3 +115,18 @@ def _buffer(counts: Mapping[str, Any]) -> Metric:
         for state, n in states.items():
             deliveries.add_metric([destination, state], n)
     return deliveries
+
+
+def _viewing(rendering: Mapping[str, Any]) -> Iterable[Metric]:
+    viewers = GaugeMetricFamily("nearscan_volume_viewers", "Pages that look at volumes.")
+    viewers.add_metric([], rendering["viewers"])
+    waits = GaugeMetricFamily(
+        "nearscan_viewing_seconds",
+        "What people who look at volumes wait for (docs/console.md). Newest samples.",
+        labels=["role", "quantity", "quantile"],
+    )
+    for role, quantities in rendering["kpis"].items():
+        for quantity, summary in quantities.items():
+            for name, quantile in _QUANTILES.items():
+                waits.add_metric([role, quantity.removesuffix("_ms"), quantile], summary[name] / 1000)
+    return viewers, waits

@@ -59,7 +59,7 @@ def run(settings: Settings, process: Process) -> None:
     our_names()  # now, because it may wait for a name server
     with listen(settings.console) as listener:
         port = listener.getsockname()[1]
-        process.serve(lambda: {"port": port, "viewers": console.newest.n_viewers})
+        process.serve(lambda: {"port": port, **console.state()})
         with asyncio.Runner(loop_factory=_Loop) as runner:
             runner.run(_serve(console, listener, tls, process.stopping))
 

@@ -78,7 +78,7 @@ def pack(volume: Volume) -> tuple[dict[str, Any], Array]:
     return header, array
 
 
-def unpack(header: Mapping[str, Any], payload: bytes) -> Volume:
+def unpack(header: Mapping[str, Any], payload: bytes | memoryview) -> Volume:
     """Return the volume; its array is a read-only view of `payload`.
 
     Raises ValueError where the header lacks something, contradicts the payload or asks for too much.

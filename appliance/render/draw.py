@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from appliance.imaging.volume_message import Volume
 from appliance.render import ray_cast, skip_space
-from appliance.render.transfer import Preset, colour_table, find_preset, seen_blocks, window
+from appliance.render.transfer import Preset, check_values, colour_table, find_preset, seen_blocks, window
 from appliance.render.view import Pane, View, panes
 
 _BAND_RAYS = 32_768  # about 10 ms of work
+_MOST_STEPS = 2048  # no affine may make a picture take for ever
 
 
 class Quality(NamedTuple):
@@ -43,9 +44,10 @@ class Scene:
     _distances: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
-    def shortest_mm(self) -> float:
-        """Shortest side of a voxel."""
-        return float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
+    def step_mm(self) -> float:
+        """Shortest side of a voxel, or what takes a ray through the volume in `_MOST_STEPS`."""
+        sides = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(max(sides.min(), (sides * self.array.shape[::-1]).sum() / _MOST_STEPS))
 
     def space(
         self, key: str, seen: Callable[[], npt.NDArray[np.bool_]], rays: npt.NDArray[np.float32], size: tuple[int, int]
@@ -59,13 +61,14 @@ class Scene:
 
 
 def prepare(volume: Volume) -> Scene:
-    """Make a volume ready to be drawn. Raises ValueError where larger stored values would be smaller HU."""
-    if not volume.slope > 0:
-        raise ValueError(f"render: slope {volume.slope!r}; it must be more than 0: mend the sender")
+    """Make a volume ready to be drawn. Raises ValueError as `transfer.check_values`."""
+    check_values(volume)
     array, affine = volume.array, np.array(volume.affine, np.float64)
     for axis in (axis for axis in range(3) if array.shape[axis] == 1):  # one voxel is as thick as it is far to the next
         array = np.repeat(array, 2, axis)
         affine[:3, 3] -= affine[:3, 2 - axis] / 2
+    array = array.view()
+    array.flags.writeable = False  # one type for the compiler
     lowest = np.empty(skip_space.n_blocks(array.shape), array.dtype)
     highest = np.empty_like(lowest)
     skip_space.block_ranges(array, lowest, highest)
@@ -97,7 +100,7 @@ def draw(scene: Scene, view: View, quality: Quality) -> Generator[None, None, Pi
 
 def _draw_pane(scene: Scene, view: View, pane: Pane, quality: Quality) -> Generator[None, None, npt.NDArray[np.uint8]]:
     preset = find_preset(scene.volume.modality, view.preset)
-    step_mm = scene.shortest_mm * quality.step
+    step_mm = scene.step_mm * quality.step
     rays = pane.rays(scene.affine, step_mm, quality.coarse)
     size = (pane.height // quality.coarse, pane.width // quality.coarse)
     if pane.kind == "volume":

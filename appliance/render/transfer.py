@@ -58,6 +58,16 @@ _US = (
 )
 
 
+def check_values(volume: Volume) -> None:
+    """Raise ValueError where no preset could tell what a stored value means."""
+    numbers = (volume.slope, volume.intercept, *volume.value_range)
+    if not volume.slope > 0 or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"volume: slope {volume.slope!r}, intercept {volume.intercept!r}, value range {volume.value_range!r}; "
+            "finite numbers and a slope above 0 are needed: mend the sender"
+        )
+
+
 def presets(modality: str) -> tuple[Preset, ...]:
     """The presets that serve `modality` (a DICOM code); the first is the default."""
     return {"CT": _CT, "US": _US}.get(modality, _MR)
@@ -74,7 +84,7 @@ def stored(volume: Volume, value: float) -> float:
     if volume.modality == "CT":
         return (value - volume.intercept) / volume.slope
     low, high = volume.value_range
-    return low + value * (high - low)
+    return low + value * max(high - low, 1.0)
 
 
 def window(volume: Volume, preset: Preset) -> tuple[float, float]:

@@ -80,9 +80,29 @@ def test_thin_volumes_are_drawn(shape, dtype):
         assert seen.pixels.max() > 100, mode
 
 
-def test_a_volume_whose_values_run_backwards_is_refused():
-    with pytest.raises(ValueError, match=r"render: slope -1\.0; it must be more than 0: mend the sender"):
-        prepare(volume(body(), slope=-1.0))
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"slope": -1.0}, r"volume: slope -1\.0, intercept 0\.0, value range \(0, 1000\); finite numbers and a slope"),
+        ({"intercept": float("nan")}, "intercept nan"),
+        ({"value_range": (0.0, float("inf"))}, r"value range \(0\.0, inf\)"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(volume(body(), **wrong))
+
+
+def test_a_flat_volume_is_drawn():
+    flat = volume(np.zeros((5, 5, 5), np.uint8), modality="MR", value_range=(0, 0))
+    assert picture(flat, mode="slices").pixels.max() == 0
+
+
+def test_no_affine_makes_a_picture_take_for_ever():
+    flat = volume(body(), np.diag([1e-6, 1e3, 1e3, 1]))
+    scene = prepare(flat)
+    assert scene.step_mm * 2048 >= 1e3 * 40
+    picture(flat, width=64, height=64)
 
 
 def test_the_volume_is_not_changed():
