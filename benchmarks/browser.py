@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console in a real browser: from the scanner's last byte to the painted pixel, page load, memory, many viewers.
+"""The console in a real browser: from the scanner's last byte to the screen, page load, memory, many viewers.
 
     python benchmarks/browser.py [--seconds 40] [--minutes 0] [--json FILE]
 
 A whole appliance runs. A scanner sends 256 x 256 images nearly 30 times a second, each with its number in black and
-white blocks; in headless Chromium a script reads the number back from what the page has drawn, after the page has been
-painted. The peer is a motion JPEG stream (multipart/x-mixed-replace, as from network cameras) of the same previews,
-from a process of its own, shown in the same Chromium by an <img>. `--minutes` adds a long run that watches memory.
+white blocks. In headless Chromium a script reads the number back from what the page has drawn once the page is
+painted; the next swap of frames in Chromium's own trace brings it to the screen. The peer is a motion JPEG stream
+(multipart/x-mixed-replace, as from network cameras) of the same previews, from a process of its own, shown in the same
+Chromium by an <img>. `--minutes` adds a long run that watches memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import tempfile
 import threading
 import time
+from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,24 +99,49 @@ def clock(page: Any) -> tuple[float, float]:
     return best
 
 
+class Swaps:
+    """When Chromium swapped a frame to the screen (SoftwareRenderer::SwapBuffers of its own trace), CLOCK_MONOTONIC."""
+
+    def __init__(self, page: Any) -> None:
+        self._page, self._events, self._over = page, [], False
+        page.on_event = self._take
+        config = {"includedCategories": ["viz"], "excludedCategories": ["*"]}
+        page.call("Tracing.start", traceConfig=config, transferMode="ReportEvents")
+
+    def _take(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Tracing.dataCollected":
+            self._events += [one for one in params["value"] if one["name"] == "SoftwareRenderer::SwapBuffers"]
+        self._over |= method == "Tracing.tracingComplete"
+
+    def stop(self) -> list[float]:
+        """End the trace and return the times in ms."""
+        self._page.call("Tracing.end")
+        while not self._over:
+            self._page.ask("0")
+        return sorted((one["ts"] + one["dur"]) * 1e-3 for one in self._events if one["ph"] == "X")
+
+
 def watch(page: Any, cine: Cine, seconds: float) -> dict[str, Any]:
-    """Let the page run, and return how old its images were when they were painted."""
+    """Let the page run, and return how old its images were when they had been painted, and when they were swapped."""
     page.ask(PROBE)
     page.wait_for("painted.length > 10")
     offset_ms, error_ms = clock(page)
+    swaps = Swaps(page)
     page.ask("painted.splice(0), periods.splice(0), 0")
     n_before = len(cine.sent_ns)
-    painted: list[list[float]] = []
-    periods: list[float] = []
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        time.sleep(min(2.0, seconds))
-        painted += page.ask("painted.splice(0)")
-        periods += page.ask("periods.splice(0)")
+    time.sleep(seconds)
+    painted, periods = page.ask("[painted.splice(0), periods.splice(0)]")
+    n_sent = len(cine.sent_ns) - n_before
+    painted = [(int(number), at + offset_ms) for number, at in painted]
+    swapped_ms = swaps.stop()
+    # What has been painted is on the screen with the next swap. The last ones have none in the trace any more.
+    swapped = [(number, swapped_ms[n]) for number, at in painted if (n := bisect(swapped_ms, at)) < len(swapped_ms)]
     return {
-        "images_sent": len(cine.sent_ns) - n_before,
-        "ages_ms": [cine.age_ms(int(number), at + offset_ms) for number, at in painted],
-        "periods_ms": periods,
+        "images_sent": n_sent,
+        "images_painted": len(painted),
+        "painted_ms": [cine.age_ms(number, at) for number, at in painted],
+        "swapped_ms": [cine.age_ms(number, at) for number, at in swapped],
+        "animation_frame_ms": periods,
         "clock_error_ms": error_ms,
         "clock_drift_ms": clock(page)[0] - offset_ms,
     }
@@ -193,16 +220,12 @@ def memory(page: Any, site: Site, cine: Cine, minutes: float) -> dict[str, Any]:
 
 
 def together(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put rounds together: what was counted is added, ages are summed up."""
-    return {
-        "images_sent": sum(one["images_sent"] for one in rounds),
-        "images_painted": sum(len(one["ages_ms"]) for one in rounds),
-        "painted_ms": summary([age for one in rounds for age in one["ages_ms"]]),
-        "rounds_p95_ms": [summary(one["ages_ms"])["p95"] for one in rounds],
-        "animation_frame_ms": summary([period for one in rounds for period in one["periods_ms"]]),
-        "clock_error_ms": max(one["clock_error_ms"] for one in rounds),
-        "clock_drift_ms": max((one["clock_drift_ms"] for one in rounds), key=abs),
-    }
+    """Put rounds together: what was counted is added, times are summed up."""
+    added = {name: sum(one[name] for one in rounds) for name in ("images_sent", "images_painted")}
+    ages = ("painted_ms", "swapped_ms", "animation_frame_ms")
+    summaries = {name: summary([value for one in rounds for value in one[name]]) for name in ages}
+    worst = {name: max((one[name] for one in rounds), key=abs) for name in ("clock_error_ms", "clock_drift_ms")}
+    return {**added, **summaries, **worst, "rounds_p95_ms": [summary(one["swapped_ms"])["p95"] for one in rounds]}
 
 
 @contextmanager
@@ -249,8 +272,8 @@ def measure_raw(options: argparse.Namespace, page: Any, folder: Path) -> dict[st
     """Raw data through the whole graph."""
     with running(folder / "raw", RAW_STAGES) as site, scanning(site, raw_messages(), raw=True) as cine:
         page.open(url_of(site))
-        watch(page, cine, 2.0)  # warm
-        return {"raw": together([watch(page, cine, options.seconds)])}
+        rounds = [watch(page, cine, options.seconds / N_ROUNDS) for _ in range(1 + N_ROUNDS)]
+        return {"raw": together(rounds[1:])}  # the first is the start
 
 
 def main() -> None:
@@ -283,13 +306,14 @@ def show(result: dict[str, Any]) -> None:
             "machine",
             f"{result['machine']['cpu']}, {result['machine']['cores']} cores, load {result['load_average']:.1f} before",
         ),
-        ("painted", f"{_line(ours['painted_ms'])}  (aim: p95 under {AIM_PAINTED_MS:.0f})"),
+        ("on the screen", f"{_line(ours['swapped_ms'])}  (aim: p95 under {AIM_PAINTED_MS:.0f})"),
+        ("  painted by the page", _line(ours["painted_ms"])),
         ("", f"{ours['images_painted']} of {ours['images_sent']} images at {result['rate_hz']:g}/s"),
-        ("with the whole graph", f"{_line(raw['painted_ms'])}  (reconstruct, denoise, detect)"),
+        ("with the whole graph", f"{_line(raw['swapped_ms'])}  (reconstruct, denoise, detect)"),
         ("", f"{raw['images_painted']} of {raw['images_sent']} images"),
-        ("peer: motion JPEG", _line(peer["painted_ms"])),
+        ("peer: motion JPEG", _line(peer["swapped_ms"])),
         ("", f"{peer['images_painted']} of {peer['images_sent']} images"),
-        ("p95, peer / ours", f"{peer['painted_ms']['p95'] / ours['painted_ms']['p95']:.2f}"),
+        ("p95, peer / ours", f"{peer['swapped_ms']['p95'] / ours['swapped_ms']['p95']:.2f}"),
         ("floor: animation frame", _line(ours["animation_frame_ms"])),
         ("floor: 64 kB one way", _line(result["echo_floor_ms"])),
         ("clock of the page", f"within {ours['clock_error_ms']:.2f} ms, drift {ours['clock_drift_ms']:+.2f} ms"),

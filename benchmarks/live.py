@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live path: 256 x 256, 8 coils, R=2, from the scanner's last byte to the display's last byte.
 
-    python benchmarks/live.py [--seconds 30] [--rate 60] [--json FILE]
+    python benchmarks/live.py [--seconds 30] [--rate 60] [--record] [--json FILE]
 
 A whole appliance runs (daemon, pipeline process); scanner and display are this process. The peer does the same
 mathematics to the same frames in the same run: pygrappa.mdgrappa, then skimage's fast non-local means.
@@ -43,7 +43,7 @@ SITE = """\
 site: {name: bench, data_dir: $data_dir, run_dir: $run_dir}
 pipelines:
   live:
-    source: {mrd: {port: $mrd, bind: 127.0.0.1}}
+    source: {mrd: {port: $mrd, bind: 127.0.0.1RECORD}}
     stages: [reconstruct, {denoise: {model: mr-denoise}}, detect_anomalies]
     sinks: [{openigtlink: {port: $display, protocol: 3}}]
 """
@@ -188,6 +188,7 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=30.0)
     arguments.add_argument("--rate", type=float, default=60.0)
     arguments.add_argument("--peer-frames", type=int, default=3)
+    arguments.add_argument("--record", action="store_true", help="Let the source record what it receives.")
     arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
     frames = [cine_kspace(n, MATRIX, N_COILS) for n in range(N_DISTINCT)]
@@ -195,7 +196,8 @@ def main() -> None:
     messages = [encode_acquisitions(*each) for each in lines]
     instrument(30)
     with tempfile.TemporaryDirectory(prefix="nearscan-bench-") as folder:
-        site = Site(Path(folder), SITE, ports=("mrd", "display"))
+        yaml = SITE.replace("RECORD", ", record: {max_gb: 8}" if options.record else "")
+        site = Site(Path(folder), yaml, ports=("mrd", "display"))
         try:
             site.start()
             memory = Memory(site.processes["appliance"].pid)
@@ -214,6 +216,7 @@ def main() -> None:
     result = {
         "machine": machine(),
         "rate_hz": options.rate,
+        "recording": status["source"].get("recording"),
         "paced": paced,
         "inside_ms": {
             "last byte to graph": status["frames"]["latency_ms"],
@@ -249,6 +252,7 @@ def show(result: dict) -> None:
         ("jitter floor", _line(result["jitter_floor_ms"]) + "  (bare FFT loop of about as much work)"),
         ("peer, 1 thread", f"{result['peer']['frame_ms']:.0f} ms a frame (mdgrappa + skimage fast NLM)"),
         ("times the peer", f"{result['times_peer']:.0f}"),
+        *([("recorded", str(result["recording"]))] if result["recording"] else []),
         ("peak memory", f"{result['peak_memory_mib']:.0f} MiB, daemon and all below it"),
     ]
     for name, text in rows:

@@ -38,6 +38,7 @@ class Browser:
 
     def __init__(self, profile: Path, size: tuple[int, int] = (1600, 900)) -> None:
         self.messages: list[str] = []
+        self.on_event = lambda method, params: None  # every DevTools event
         self._numbers = itertools.count(1)
         self._stack = contextlib.ExitStack()
         command = [
@@ -84,6 +85,7 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
             params = answer.get("params", {})
+            self.on_event(answer["method"], params)
             if answer["method"] == "Runtime.exceptionThrown" or params.get("entry", {}).get("level") == "error":
                 self.messages.append(json.dumps(params)[:500])
 
