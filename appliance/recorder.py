@@ -31,6 +31,7 @@ SUFFIX = ".recording"
 QUEUE_BYTES = 64 << 20  # on their way to the disk: half a second of a fast cine of 8 coils
 _ITEM_BYTES = 256  # what a queued piece costs besides its bytes
 _SPARE_BYTES = 1024  # heads and end mark
+_MOST_FILES = 1000  # of a pipeline: whoever only knocks at the port leaves small ones
 _FLUSH_S = 3.0
 _AGAIN_NS = 10 * 10**9  # after a recording was stopped
 
@@ -222,8 +223,11 @@ class Recorder:
                 self._earlier[path] = path.stat().st_size
         self._n_earlier_bytes = sum(self._earlier.values())
         self._make_room(n_bytes + 2 * _SPARE_BYTES)
-        when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(tape.started_ns // 10**9))
-        path = self.folder / f"{when}-{self._protocol}-{secrets.token_hex(3)}{SUFFIX}"
+        when = time.strftime("%Y%m%dT%H%M%S", time.gmtime(tape.started_ns // 10**9))
+        path = (
+            self.folder
+            / f"{when}.{tape.started_ns // 10**6 % 1000:03d}Z-{self._protocol}-{secrets.token_hex(3)}{SUFFIX}"
+        )
         header = Header(protocol=self._protocol, pipeline=self._pipeline, peer=tape.peer, started_ns=tape.started_ns)
         file = _File(path, header)
         self._alarm("recording", "")
@@ -242,6 +246,8 @@ class Recorder:
         used = self._n_earlier_bytes + sum(one.file.n_bytes for one in list(self._tapes) if one.file)
         if used + n_bytes > self._max_bytes:
             return f"it has reached record.max_gb ({size(self._max_bytes)})"
+        if len(self._earlier) >= _MOST_FILES:
+            return f"there are {_MOST_FILES} recordings"
         free = shutil.disk_usage(self.folder).free
         if free - n_bytes < self._keep_free_bytes:
             kept = size(self._keep_free_bytes)

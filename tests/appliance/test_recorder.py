@@ -63,7 +63,7 @@ def test_two_connections_at_once_have_a_file_each(tmp_path):
     assert sorted(box.finish()) == [([b"1"], ""), ([b"abc", b"xyz"], "")]
     assert box.alarms == {"recording": ""}
     paths = sorted(box.recorder.folder.glob("*"))
-    assert {path.name[16:21] for path in paths} == {"-mrd-"}
+    assert {path.name[20:25] for path in paths} == {"-mrd-"}
     assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600, 0o600]
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (tmp_path / "recordings", paths[0].parent)} == {0o700}
     with Recording(paths[0]) as recording:
@@ -108,6 +108,15 @@ def test_the_oldest_make_room(tmp_path):
     assert left[0] == "20260102" and len(left) == 2, "two had to go, the newest stays"
     assert (box.recorder.folder / "notes.txt").exists()
     assert again.alarms == {"recording": ""}
+
+
+def test_many_small_ones_do_not_pile_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "_MOST_FILES", 5)
+    box = Box(tmp_path)
+    for n in range(12):
+        box.record(bytes([n]))
+    assert len(box.finish()) == 5
+    assert box.alarms == {"recording": ""}
 
 
 def test_a_recording_larger_than_allowed_stops_with_the_reason(tmp_path):
