@@ -10,6 +10,7 @@ Reference: Levoy, Display of surfaces from volume data, doi:10.1109/38.511.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numba
@@ -58,8 +59,8 @@ def _span(space: Any, row: Any, column: Any, start: Any, ahead: Any) -> Any:
             low, high = max(low, min(one, other)), min(high, max(one, other))
         elif first > _F(0) or last < _F(0):
             high = _F(-2e6)
-    k = max(_I(np.ceil(low)), _I(space.enter[row // CELL, column // CELL]))
-    return k, min(_I(np.floor(high)) + 1, _I(space.leave[row // CELL, column // CELL]))
+    k = max(_I(math.ceil(low)), _I(space.enter[row // CELL, column // CELL]))
+    return k, min(_I(math.floor(high)) + 1, _I(space.leave[row // CELL, column // CELL]))
 
 
 @inlined
@@ -170,7 +171,7 @@ def _lit(g: Any, to_view: Any) -> Any:
     cosine2 = w * w / length2 if length2 > _F(1e-12) else _F(1)
     shine = cosine2 * cosine2
     shine *= shine
-    return AMBIENT + DIFFUSE * np.sqrt(cosine2), SPECULAR * shine * shine
+    return AMBIENT + DIFFUSE * math.sqrt(cosine2), SPECULAR * shine * shine
 
 
 @compiled
