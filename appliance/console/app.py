@@ -28,6 +28,7 @@ from appliance.console.renderer import Renderer
 from appliance.console.roles import needs
 from appliance.console.sign_in import SignIn
 from appliance.console.volume_socket import VolumeSocket
+from appliance.device import choose_device
 from appliance.errors import StorageError
 from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
@@ -41,7 +42,9 @@ class Console:
 
     def __init__(self, settings: Settings, alarm: Callable[[str, str], None]) -> None:
         self.newest = Newest(settings.site.sockets, settings.pipelines)
-        self.renderer = Renderer(settings.site.sockets, self.newest.pipelines)
+        self.renderer = Renderer(
+            settings.site.sockets, self.newest.pipelines, choose_device(settings.site.device) == "gpu"
+        )
         self._site = settings.site.name
         self._store = Store(settings.site.data_dir)
         self.audit = Audit(self._store)

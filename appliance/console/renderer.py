@@ -26,6 +26,7 @@ from appliance.render.view import View
 
 if TYPE_CHECKING:
     from appliance.render.draw import Picture, Scene
+    from appliance.render.on_gpu import OnGpu
 
 MOST_VIEWERS = 16
 _NICE = 10
@@ -37,7 +38,7 @@ _NOTHING = "no volume yet: a pipeline with the sink 'volume' makes one of each s
 class Renderer:
     """Draws what viewers want. `add` and `remove` are called on the event loop."""
 
-    def __init__(self, run_dir: Path, pipelines: tuple[str, ...]) -> None:
+    def __init__(self, run_dir: Path, pipelines: tuple[str, ...], wants_gpu: bool = False) -> None:
         self.volumes = Volumes(run_dir, pipelines, self.wake)
         self.kpis = Kpis()
         self._viewers: set[Viewer] = set()
@@ -45,6 +46,8 @@ class Renderer:
         self._current: dict[str, Arrived] = {}  # by pipeline: what is begun now
         self._scenes: dict[str, tuple[Arrived, Scene]] = {}  # by pipeline: the current volume made ready
         self._least_s = 0.0
+        self._wants_gpu, self._no_gpu = wants_gpu, ""
+        self._caster: OnGpu | None = None
         self._is_ready = self._stopping = False
         self._something = threading.Event()
         self._thread = threading.Thread(target=self._run, name="render", daemon=True)
@@ -83,6 +86,7 @@ class Renderer:
         """Return viewers, volumes and KPIs, as plain values."""
         return {
             "ready": self._is_ready,
+            "device": "gpu" if self._caster and not self._caster.fault else "cpu",
             "viewers": len(self._viewers),
             "volumes": {name: _describe(arrived.volume) for name, arrived in self.volumes.newest.copy().items()},
             "faults": self.volumes.faults.copy(),
@@ -92,7 +96,9 @@ class Renderer:
     def alarms(self) -> dict[str, str]:
         """Return what people must know."""
         has_ended = self._thread.ident is not None and not self._thread.is_alive() and not self._stopping
-        return {"3d": "the render thread has ended; see the console's log, and restart it"} if has_ended else {}
+        ended = "the render thread has ended; see the console's log, and restart it"
+        no_gpu = self._caster.fault if self._caster else self._no_gpu
+        return {key: text for key, text in (("3d", ended * has_ended), ("3d gpu", no_gpu)) if text}
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
@@ -119,6 +125,10 @@ class Renderer:
         if not self._stopping:
             self._tell(_PREPARING)
             _compile()
+            if self._wants_gpu:
+                from appliance.render.on_gpu import find_gpu
+
+                self._caster, self._no_gpu = find_gpu()
             self._is_ready = True
 
     def _tell(self, preparing: str) -> None:
@@ -173,11 +183,12 @@ class Renderer:
             viewer.done(job.task, header, encoded)
 
     def _scene(self, pipeline: str, arrived: Arrived) -> Scene:
+        from appliance.render import ray_cast
         from appliance.render.draw import prepare
 
         kept = self._scenes.get(pipeline)
         if kept is None or kept[0] is not arrived:
-            kept = (arrived, prepare(arrived.volume))
+            kept = (arrived, prepare(arrived.volume, self._caster or ray_cast))
             self._scenes[pipeline] = kept
         return kept[1]
 

@@ -34,13 +34,17 @@ FINEST = Quality(1, 0.5, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A volume made ready: its values (z, y, x), at least two along each axis, and the range of each block."""
+    """A volume made ready: its values (z, y, x), at least two along each axis, and the range of each block.
+
+    `caster` has `cast_colours` and `cast_highest`: ray_cast.py, or a GPU (on_gpu.py).
+    """
 
     volume: Volume
     array: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
     lowest: npt.NDArray[Any]
     highest: npt.NDArray[Any]
+    caster: Any = ray_cast
     _distances: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
@@ -60,8 +64,8 @@ class Scene:
         return ray_cast.Space(self.array.ravel(), np.array(self.array.shape[::-1]), distance, self.highest, *met)
 
 
-def prepare(volume: Volume) -> Scene:
-    """Make a volume ready to be drawn. Raises ValueError as `transfer.check_values`."""
+def prepare(volume: Volume, caster: Any = ray_cast) -> Scene:
+    """Make a volume ready to be drawn by `caster`. Raises ValueError as `transfer.check_values`."""
     check_values(volume)
     array, affine = volume.array, np.array(volume.affine, np.float64)
     for axis in (axis for axis in range(3) if array.shape[axis] == 1):  # one voxel is as thick as it is far to the next
@@ -72,7 +76,7 @@ def prepare(volume: Volume) -> Scene:
     lowest = np.empty(skip_space.n_blocks(array.shape), array.dtype)
     highest = np.empty_like(lowest)
     skip_space.block_ranges(array, lowest, highest)
-    return Scene(volume, array, affine, lowest, highest)
+    return Scene(volume, array, affine, lowest, highest, caster)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,7 @@ def _draw_pane(scene: Scene, view: View, pane: Pane, quality: Quality) -> Genera
     if pane.kind == "mip":
         space = scene.space(f"above {low}", lambda: scene.highest.astype(np.float32) > low, rays, size)
         for rows in _bands(size):
-            ray_cast.cast_highest(space, rays, low, rows, values)
+            scene.caster.cast_highest(space, rays, low, rows, values)
             yield
     else:
         for rows in _bands(size):
@@ -132,7 +136,7 @@ def _colours(
     space = scene.space(preset.name, lambda: seen_blocks(table, scene.lowest, scene.highest), rays, size)
     colours = np.empty((*size, 3), np.uint8)
     for rows in _bands(size):
-        ray_cast.cast_colours(space, rays, to_view, table.rows, table.low, table.scale, weak, rows, colours)
+        scene.caster.cast_colours(space, rays, to_view, table.rows, table.low, table.scale, weak, rows, colours)
         yield
     return colours
 

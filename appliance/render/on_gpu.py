@@ -11,6 +11,7 @@ from typing import Any
 import numba.cuda
 import numpy as np
 import numpy.typing as npt
+from numba.cuda.cudadrv.driver import CudaAPIError
 
 from appliance.render import ray_cast, skip_space
 
@@ -69,41 +70,43 @@ class OnGpu:
     """`cast_colours` and `cast_highest` as in ray_cast.py, with the same arguments. Use it from one thread.
 
     The volume of the last call stays on the GPU: its arrays are held, so that nobody else's can be at their address.
+    A GPU that fails (no memory, lost) is not asked again: `fault` says why, and the CPU draws.
     """
 
     def __init__(self) -> None:
+        self.fault = ""
         self._held: dict[str, tuple[_Array, Any]] = {}
 
     def cast_colours(
-        self,
-        space: ray_cast.Space,
-        rays: _Array,
-        to_view: _Array,
-        table: _Array,
-        low: float,
-        scale: float,
-        weak: float,
-        rows: tuple[int, int],
-        picture: npt.NDArray[np.uint8],
-    ) -> None:
+        self, space: ray_cast.Space, rays: _Array, to_view: _Array, table: _Array,
+        low: float, scale: float, weak: float, rows: tuple[int, int], picture: npt.NDArray[np.uint8],
+    ) -> None:  # fmt: skip
         """See ray_cast.cast_colours."""
         numbers = np.array([low, scale, weak], np.float32)
-        self._cast(cast_colours, space, (rays, to_view, table, numbers), rows, picture)
+        if not self._cast(cast_colours, space, (rays, to_view, table, numbers), rows, picture):
+            ray_cast.cast_colours(space, rays, to_view, table, low, scale, weak, rows, picture)
 
     def cast_highest(
         self, space: ray_cast.Space, rays: _Array, floor: float, rows: tuple[int, int], values: npt.NDArray[np.float32]
     ) -> None:
         """See ray_cast.cast_highest."""
-        self._cast(cast_highest, space, (rays, np.float32(floor)), rows, values)
+        if not self._cast(cast_highest, space, (rays, np.float32(floor)), rows, values):
+            ray_cast.cast_highest(space, rays, floor, rows, values)
 
-    def _cast(
-        self, kernel: Any, space: ray_cast.Space, given: tuple[Any, ...], rows: tuple[int, int], out: _Array
-    ) -> None:
+    def _cast(self, kernel: Any, space: ray_cast.Space, given: tuple[Any, ...], rows: Any, out: _Array) -> bool:
+        """Draw; False where the GPU did not."""
+        if self.fault:
+            return False
         part = out[rows[0] : rows[1]]
-        drawn = cuda.device_array(part.shape, part.dtype)
         grid = (-(-part.shape[1] // THREADS[0]), -(-part.shape[0] // THREADS[1]))
-        kernel[grid, THREADS](*self._there(space), *given, rows[0], drawn)
-        part[:] = drawn.copy_to_host()
+        try:
+            drawn = cuda.device_array(part.shape, part.dtype)
+            kernel[grid, THREADS](*self._there(space), *given, rows[0], drawn)
+            part[:] = drawn.copy_to_host()
+        except CudaAPIError as error:
+            self.fault = f"render: the GPU failed ({error}); the CPU draws until the console is started again"
+            self._held.clear()
+        return not self.fault
 
     def _there(self, space: ray_cast.Space) -> list[Any]:
         """The arrays of `space` on the GPU; only what is not there yet is copied."""

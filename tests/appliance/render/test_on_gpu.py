@@ -9,6 +9,7 @@ import numba.cuda.dispatcher
 import numpy as np
 import pytest
 from numba import cuda, types
+from numba.cuda.cudadrv.driver import CudaAPIError
 
 from appliance.device import count_gpus
 from appliance.render import on_gpu, ray_cast
@@ -81,6 +82,17 @@ def test_a_gpu_that_draws_something_else_is_not_used(monkeypatch):
     gpu, reason = on_gpu.find_gpu()
     assert gpu is None
     assert reason == "render: the GPU's picture differs by 4 of 255 from the CPU's; the CPU draws, report it"
+
+
+def test_a_gpu_that_fails_leaves_the_rest_to_the_cpu(monkeypatch):
+    def fail(*_):
+        raise CudaAPIError(2, "out of memory")
+
+    gpu = on_gpu.OnGpu()
+    monkeypatch.setattr(cuda, "device_array", fail)
+    for drawn, expected in zip(on_gpu.draw_known(gpu, (0, 64)), on_gpu.draw_known(ray_cast, (0, 64)), strict=True):
+        np.testing.assert_array_equal(drawn, expected)
+    assert gpu.fault.startswith("render: the GPU failed ([2] out of memory); the CPU draws until")
 
 
 @pytest.mark.parametrize(("architecture", "stored"), ARCHITECTURES)
