@@ -99,7 +99,7 @@ class Daemon:
     def __init__(self, file: Path, raw: bytes, settings: Settings) -> None:
         self._file = file
         self._settings = settings
-        self._config_copy = settings.site.sockets / "site.yaml"
+        self._config_copy = settings.site.accepted_file
         self._publisher = Publisher(settings.site.sockets, "daemon", "status")
         self._children: dict[str, Supervised] = {}
         self._stop = self._reload = self._hurry = False

@@ -173,6 +173,7 @@ class Frame:
     findings: tuple[Finding, ...] = ()
     original: Array | None = None
     tracking: Tracking | None = None  # None: nothing is tracked here
+    took_ms: Mapping[str, float] = field(default_factory=dict)  # by stage: how long it had this frame
     attachments: Mapping[str, Array] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+FIRST_MS, N_BINS = 0.125, 24  # of the histogram: bins of half an octave, to 500 ms, and one for all above
 N_SAMPLES = 8192  # about two minutes at 60 frames/s; enough for a p99.9
 
 
@@ -37,3 +38,12 @@ class Latency:
         samples.partition(sorted(set(ranks)))
         p50, p95, p99, p99_9, largest = samples[ranks].astype(float).round(3).tolist()
         return {"p50": p50, "p95": p95, "p99": p99, "p99_9": p99_9, "max": largest, "mean": mean}
+
+    def histogram(self) -> list[int]:
+        """Count the newest samples by size: up to FIRST_MS, then N_BINS of half an octave each, then all above; empty
+        before the first sample."""
+        samples = self._ring_ms[: min(self._n, N_SAMPLES)]
+        if not len(samples):
+            return []
+        bins = np.ceil(2 * np.log2(np.maximum(samples, FIRST_MS) / FIRST_MS)).astype(np.int64)
+        return np.bincount(np.minimum(bins, N_BINS + 1), minlength=N_BINS + 2).tolist()  # type: ignore[no-any-return]

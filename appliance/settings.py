@@ -45,6 +45,11 @@ class Site(Model):
         """Folder of the live bus."""
         return self.run_dir or self.data_dir / "run"
 
+    @property
+    def accepted_file(self) -> Path:
+        """Copy of the newest file that was found to be right: what the processes run with."""
+        return self.sockets / "site.yaml"
+
 
 class ListenDicom(Model):
     ae_title: AETitle = Field("NEARSCAN", description="Our application entity title.")

@@ -183,6 +183,7 @@ class StageRunner:
             "deadline_misses": self.n_deadline_misses,
             "lost": self.n_lost,
             "latency_ms": self.latency.summary_ms(),
+            "latency_histogram": self.latency.histogram(),
             **(self._newest.status() if self._newest else {}),
         }
 
@@ -229,13 +230,15 @@ class StageRunner:
         started = time.monotonic_ns()
         try:
             out = running.stage.frame(frame)
-            self.latency.add_ns(time.monotonic_ns() - started)
-            return [] if out is None else [self._finish(running.stage, frame, out)]
+            took_ns = time.monotonic_ns() - started
+            self.latency.add_ns(took_ns)
+            return [] if out is None else [self._finish(running.stage, frame, out, took_ns)]
         except Exception as error:
             return self._without(running, frame, self._failed(f"frame {frame.sequence}", error))
 
-    def _finish(self, stage: Stage, frame: Frame, out: Frame) -> Frame:
+    def _finish(self, stage: Stage, frame: Frame, out: Frame, took_ns: int) -> Frame:
         """Add what the stage must not have to think of: provenance, and the image before it was processed."""
+        took_ms = {**frame.took_ms, self.name: round(took_ns / 1e6, 3)}
         model = getattr(stage, "model", None)
         applied = self._applied
         if model:
@@ -243,7 +246,8 @@ class StageRunner:
         altered = out.array is not frame.array
         changed = frame.is_image and altered
         original = frame.array if changed and out.original is None else out.original
-        return replace(out, provenance=(*out.provenance, replace(applied, altered=altered)), original=original)
+        provenance = (*out.provenance, replace(applied, altered=altered))
+        return replace(out, provenance=provenance, original=original, took_ms=took_ms)
 
     def _without(self, running: _Running, frame: Frame, reason: str) -> list[Message]:
         """Pass an image through, marked; for k-space take the stage's plain fallback, also marked."""
@@ -350,6 +354,7 @@ class SinkRunner:
             "frames": self.n_frames,
             "errors": self.n_errors,
             "latency_ms": self.latency.summary_ms(),
+            "latency_histogram": self.latency.histogram(),
             **self.sink.status(),
         }
 

@@ -58,8 +58,8 @@ class Outbox:
             for delivery in deliveries:
                 self._change(conn, delivery, "sent", now, "")
                 conn.execute(
-                    "UPDATE deliveries SET enough = ?, asked_s = ? WHERE id = ?",
-                    (enough, _asked_s(enough), delivery.delivery_id),
+                    "UPDATE deliveries SET enough = ?, asked_s = ?, sent_s = ? WHERE id = ?",
+                    (enough, _asked_s(enough), now, delivery.delivery_id),
                 )
                 audit.append(conn, now, "sent", delivery.sop_instance_uid, delivery.destination)
 

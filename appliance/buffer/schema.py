@@ -16,8 +16,8 @@ from sqlite_utils.db import DescIndex
 from appliance.buffer.segments import fsync_folder
 from appliance.errors import StorageError
 
-VERSION = 3
-_OLDEST = 2  # since then tables were only added, and `_create` adds what is missing
+VERSION = 4
+_OLDEST = 2  # since then tables and columns were only added, and `_create` adds what is missing
 _BUSY_TIMEOUT_S = 30.0  # another process' commit takes milliseconds; this long means a stuck disk
 _FULL = 2  # PRAGMA synchronous
 
@@ -51,6 +51,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "last_error": str,
         "created_s": float,
         "changed_s": float,
+        "sent_s": float,  # when its destination last said that it has it
     },
     "jobs": {
         "id": int,
@@ -81,6 +82,20 @@ _TABLES: dict[str, dict[str, type]] = {
         "last_instance_id": int,
         "reopened": int,
     },
+    "scans": {  # of live pipelines that keep their images; not made anew by a rebuild
+        "id": int,
+        "scan_id": str,
+        "pipeline": str,
+        "modality": str,
+        "protocol": str,
+        "attributes": str,  # JSON; who was scanned
+        "started_s": float,
+        "ended_s": float,  # NULL: it runs
+        "status": str,  # complete | incomplete | aborted
+        "reason": str,
+        "n_frames": int,
+    },
+    "acknowledgements": {"process": str, "key": str, "text": str, "person": str, "at_s": float},  # of alarms that stand
     "pipeline_progress": {
         "id": int,
         "pipeline": str,
@@ -132,6 +147,11 @@ _TABLES: dict[str, dict[str, type]] = {
     "lineage": {"id": int, "instance_id": int, "scan_id": str, "detail": str, "created_s": float},
     "audit": {"id": int, "at_s": float, "event": str, "subject": str, "detail": str, "seal": str},
 }
+_KEYS: dict[str, str | tuple[str, ...]] = {
+    "association_ends": "association",
+    "descriptions": "instance_id",
+    "acknowledgements": ("process", "key"),
+}
 _NOT_NULL = {
     "deliveries": {"instance_id", "destination", "state", "priority", "attempts", "next_try_s"},
     "jobs": {"kind", "meta", "digest", "state", "priority", "attempts", "next_try_s"},
@@ -149,6 +169,10 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("series", ("series_instance_uid",), True),
     ("series", ("state",), False),
     ("series", ("last_instance_id",), False),
+    ("series", ("last_s",), False),
+    ("scans", ("scan_id",), True),
+    ("scans", ("started_s",), False),
+    ("pipeline_progress", ("series_instance_uid",), False),
     ("pipeline_progress", ("pipeline", "series_instance_uid"), True),
     ("segments", ("name",), True),
     ("mpps", ("sop_instance_uid",), True),
@@ -160,6 +184,7 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
     ("descriptions", ("series_instance_uid",), False),
     ("descriptions", ("study_instance_uid",), False),
     ("lineage", ("instance_id",), True),
+    ("lineage", ("scan_id",), False),
     ("drift", ("pipeline", "model", "bins", "hour"), True),
 )
 
@@ -167,7 +192,10 @@ _INDEXES: tuple[tuple[str, tuple[str | DescIndex, ...], bool], ...] = (
 def _create(conn: sqlite3.Connection) -> None:
     database = sqlite_utils.Database(conn)
     for name, columns in _TABLES.items():
-        database[name].create(columns, pk=next(iter(columns)), not_null=_NOT_NULL.get(name), if_not_exists=True)
+        table = database[name]
+        table.create(columns, pk=_KEYS.get(name, "id"), not_null=_NOT_NULL.get(name), if_not_exists=True)
+        for column in columns.keys() - table.columns_dict.keys():
+            table.add_column(column, columns[column])
     for table, index_columns, unique in _INDEXES:
         database[table].create_index(index_columns, unique=unique, if_not_exists=True)
     for verb in ("UPDATE", "DELETE"):

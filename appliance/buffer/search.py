@@ -106,3 +106,13 @@ def held(database: Database, uids: Mapping[str, str]) -> list[Held]:
         values,
     )
     return [Held(*(*row[:5], Place(row[5], row[6]))) for row in rows]
+
+
+def instance(database: Database, instance_id: int) -> Held | None:
+    """Give one instance whose bytes are here, by the number of its row."""
+    rows = database.query(
+        "SELECT sop_class_uid, sop_instance_uid, transfer_syntax_uid, n_bytes, digest, segment, position"
+        " FROM instances WHERE id = ? AND purged_s IS NULL",
+        (instance_id,),
+    )
+    return Held(*(*rows[0][:5], Place(*rows[0][5:]))) if rows else None

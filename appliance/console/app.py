@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console's addresses: the page, sign-in, /api/status, /healthz, /metrics and /ws/live."""
+"""The console's addresses: the page, sign-in, status, /healthz, /metrics and /ws/live; each view adds its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -19,7 +20,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from appliance.console.accounts import Accounts, accounts_file
+from appliance.console.alarms import Alarms
+from appliance.console.answers import refused, unavailable
 from appliance.console.audit import Audit, Store
+from appliance.console.delivery import Delivery
 from appliance.console.guard import Gate, Guard
 from appliance.console.live_socket import LiveSocket, refuse
 from appliance.console.metrics import write_metrics
@@ -27,6 +31,8 @@ from appliance.console.newest import Newest
 from appliance.console.renderer import Renderer
 from appliance.console.roles import needs
 from appliance.console.sign_in import SignIn
+from appliance.console.system import System
+from appliance.console.today import Today
 from appliance.console.volume_socket import VolumeSocket
 from appliance.device import choose_device
 from appliance.errors import StorageError
@@ -51,6 +57,9 @@ class Console:
         self._gate = Gate(settings.console or ConsoleSettings())
         accounts = Accounts(accounts_file(settings))
         self._sign_in = SignIn(accounts, self._gate, self.audit, STATIC / "sign_in.html", alarm)
+        self._alarms = Alarms(self._store, self.newest)
+        self._today = Today(self._store)
+        self._views = (self._today, Delivery(self._store, self.newest, settings.destinations), System(settings))
         self._counts: dict[str, Any] | None = None
         self._counted_s = -_COUNTS_EVERY_S
         self._counting = asyncio.Lock()
@@ -61,13 +70,20 @@ class Console:
             Route("/", self._page),
             *self._sign_in.routes(),
             Route("/api/status", needs("viewer", self._status)),
+            *self._alarms.routes(),
+            *(route for view in self._views for route in view.routes()),
             Route("/healthz", self._health),
             Route("/metrics", self._metrics),
             WebSocketRoute("/ws/live", self._live),
             WebSocketRoute("/ws/volume", self._volume),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(Guard, self._gate)], lifespan=self._lifespan)
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, self._gate)],
+            exception_handlers={HTTPException: refused, StorageError: unavailable},
+            lifespan=self._lifespan,
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what the heartbeat says of the console."""
@@ -81,10 +97,11 @@ class Console:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.newest.start()
         self.renderer.start()
-        async with self._sign_in.running():
+        async with self._sign_in.running(), self._alarms.running():
             yield
         self.newest.stop()
         await asyncio.to_thread(self.renderer.stop)
+        await asyncio.to_thread(self._today.close)
         self._store.close()
 
     async def _page(self, _: Request) -> Response:
@@ -98,6 +115,7 @@ class Console:
                 "pipelines": self.newest.pipelines,
                 "processes": self.newest.statuses(),
                 "rendering": self.renderer.status(),
+                "alarms": self._alarms.standing(),
                 "buffer": await self._count(),
             }
         )

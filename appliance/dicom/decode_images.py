@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DICOM file -> its images as float32 and where they are. The main of a child process with limited memory and time.
+"""A DICOM file -> its images as float32, where they are and how to show them. The main of a child process with limited
+memory and time.
 
 Rule: nobody but `image_decoder` runs this: pydicom trusts what it reads, and a small file can ask for any amount of
-memory and time. Nothing that the file says leaves here but pixels, geometry and our own words.
+memory and time. Nothing that the file says leaves here but pixels, geometry, grey window and our own words.
 
 In on stdin:   8 bytes length (little-endian), then a Part 10 file
 Out on stdout: for each frame 4 bytes length of a JSON header, 8 bytes length of the pixels, header, pixels; then a last
@@ -36,8 +37,9 @@ class UndecodableError(Exception):
     """In our own words, without anything that the file says."""
 
 
-def frames(file: bytes) -> Iterator[tuple[NDArray[np.float32], Geometry | None]]:
-    """Give each frame, rescaled, with its affine (voxel (x, y, z, 1) -> LPS mm; None where the file does not say).
+def frames(file: bytes) -> Iterator[tuple[NDArray[np.float32], Geometry | None, dict[str, Any]]]:
+    """Give each frame, rescaled, with its affine (voxel (x, y, z, 1) -> LPS mm; None where the file does not say) and
+    how it is to be shown: "inverted" and "window".
 
     Raises UndecodableError, and whatever pydicom raises.
     """
@@ -52,7 +54,18 @@ def frames(file: bytes) -> Iterator[tuple[NDArray[np.float32], Geometry | None]]
         image = pixels.astype(np.float32)
         if (slope, intercept) != (1.0, 0.0):
             image = image * np.float32(slope) + np.float32(intercept)
-        yield image, affine(ds, number)
+        inverted = photometric == "MONOCHROME1"  # PS3.3 C.7.6.3.1.2: the lowest value is white
+        yield image, affine(ds, number), {"inverted": inverted, "window": window(ds, number)}
+
+
+def window(ds: Dataset, frame: int) -> tuple[float, float] | None:
+    """Give what the first window of one frame shows black and white (PS3.3 C.11.2.1.2); None: the file has none."""
+    where = _group(ds, frame, "FrameVOILUTSequence") or ds
+    centre, width = (np.atleast_1d(where.get(name) or []) for name in ("WindowCenter", "WindowWidth"))
+    if not centre.size or not width.size:
+        return None
+    low, high = float(centre[0]) - float(width[0]) / 2, float(centre[0]) + float(width[0]) / 2
+    return (low, high) if np.isfinite([low, high]).all() and high > low else None
 
 
 def rescale(ds: Dataset, frame: int) -> tuple[float, float]:
@@ -96,8 +109,8 @@ def answer(file: bytes, out: BinaryIO) -> None:
     """Write all frames and how it ended."""
     problem = ""
     try:
-        for pixels, where in frames(file):
-            header = {"shape": pixels.shape, "affine": None if where is None else where.tolist()}
+        for pixels, where, shown in frames(file):
+            header = {"shape": pixels.shape, "affine": None if where is None else where.tolist(), **shown}
             _write(out, header, pixels.tobytes())
     except UndecodableError as error:
         problem = str(error)

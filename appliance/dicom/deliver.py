@@ -74,7 +74,13 @@ class Destination:
     def status(self) -> dict[str, Any]:
         """Plain values."""
         state = "waiting" if self._failures else "ready"
-        return {"state": state, "failures": self._failures, "last_error": self._last_error}
+        next_try_s = self._closed_until if self._failures else None
+        return {
+            "state": state,
+            "failures": self._failures,
+            "last_error": self._last_error,
+            "next_try_s": next_try_s,
+        }
 
     def loop(self, stop: threading.Event) -> None:
         """Deliver until `stop`."""

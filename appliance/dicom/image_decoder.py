@@ -35,6 +35,8 @@ class Decoded:
 
     image: NDArray[np.float32]  # (y, x), rescaled
     affine: Affine | None  # None: the file does not say where it is
+    inverted: bool  # the lowest value is white
+    window: tuple[float, float] | None  # values that are black and white; None: the file does not say
 
 
 class ImageDecoder:
@@ -119,4 +121,5 @@ class ImageDecoder:
 
     def _frame(self, child: subprocess.Popen[bytes], header: dict[str, Any], n_pixels: int, deadline: float) -> Decoded:
         image = np.frombuffer(self._read(child, n_pixels, deadline), np.float32).reshape(header["shape"])
-        return Decoded(image, None if header["affine"] is None else np.array(header["affine"], np.float64))
+        affine = None if header["affine"] is None else np.array(header["affine"], np.float64)
+        return Decoded(image, affine, header["inverted"], header["window"] and tuple(header["window"]))

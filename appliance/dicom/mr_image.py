@@ -333,5 +333,6 @@ def _instance(spooled: Spooled, kind: str, priority: int) -> NewInstance:
             "sequence": spooled.frame.sequence,
             "scale": spooled.scale,
             "steps": [vars(step) for step in series.steps],
+            "took_ms": dict(spooled.frame.took_ms),
         },
     )

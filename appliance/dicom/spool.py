@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.buffer import NewJob
+from appliance.buffer.scans import NewScan
 from appliance.frames import Applied, Encoding, Finding, Frame, Identity, Mark, Position, Scan
 from appliance.imaging.quantise import ScanScale
 
@@ -73,6 +74,19 @@ class Levels:
         return scale, window
 
 
+def new_scan(scan: Scan, pipeline: str) -> NewScan:
+    """Give what is kept of a scan besides its images."""
+    identity, encoding = scan.identity, scan.encoding
+    who = {
+        "PatientName": identity.patient_name,
+        "PatientID": identity.patient_id,
+        "StudyDescription": identity.study_description,
+        "AccessionNumber": identity.accession_number,
+    }
+    protocol = encoding.protocol_name if encoding else ""
+    return NewScan(scan.scan_id, pipeline, scan.modality, protocol, scan.started_ns / 1e9, who)
+
+
 def pack(spooled: Spooled, priority: int) -> NewJob:
     """Give the job that keeps `spooled`."""
     scan, frame = spooled.scan, spooled.frame
@@ -82,7 +96,11 @@ def pack(spooled: Spooled, priority: int) -> NewJob:
         "identity": asdict(scan.identity),
         "encoding": None if scan.encoding is None else asdict(scan.encoding),
         "frame": {name: getattr(frame, name) for name in _FRAME_FIELDS}
-        | {"affine": np.asarray(frame.affine).tolist(), "position": asdict(frame.position)},
+        | {
+            "affine": np.asarray(frame.affine).tolist(),
+            "position": asdict(frame.position),
+            "took_ms": dict(frame.took_ms),
+        },
         "provenance": [asdict(step) for step in frame.provenance],
         "marks": [asdict(mark) for mark in frame.marks],
         "findings": [asdict(replace(finding, where=dict(finding.where))) for finding in frame.findings],
@@ -133,6 +151,7 @@ def unpack(meta: Mapping[str, Any], payload: bytes | bytearray) -> Spooled:
         axes=("y", "x"),
         affine=np.array(values["affine"], np.float64),
         position=Position(**values["position"]),
+        took_ms=values.get("took_ms", {}),  # none in what an older version kept
         provenance=tuple(Applied(**step) for step in meta["provenance"]),
         marks=tuple(Mark(**mark) for mark in meta["marks"]),
         findings=tuple(Finding(**finding) for finding in meta["findings"]),

@@ -9,25 +9,19 @@ Class: durable. Nothing is dropped: while the buffer refuses, the images wait an
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field
 
-from appliance.buffer import Buffer, NewJob
+from appliance.buffer import Buffer
 from appliance.context import Context
-from appliance.dicom.spool import Levels, Spooled, images_to_keep, pack
-from appliance.errors import ScanError, StorageError
+from appliance.dicom.keep_results import KeepResults
+from appliance.dicom.spool import Levels, Spooled, images_to_keep, new_scan, pack
+from appliance.errors import ScanError
 from appliance.frames import End, Frame, Scan
 from operators import OperatorSettings
-
-_QUEUE_FRAMES = 64  # about two seconds of a fast cine; then the source waits
-_BATCH_FRAMES = 16  # frames that share one commit
-_RETRY_S = 1.0
-_FLUSH_S = 10.0
 
 
 class Settings(OperatorSettings):
@@ -44,14 +38,9 @@ class DicomResults:
     """The sink. One writer thread makes durable what the graph's thread queued."""
 
     def __init__(self, settings: Settings, context: Context, buffer: Buffer) -> None:
-        self._settings, self._alarm, self._buffer = settings, context.alarm, buffer
-        self._queue: queue.SimpleQueue[NewJob | End | None] = queue.SimpleQueue()
+        self._settings, self._pipeline = settings, context.pipeline
+        self._keep = KeepResults(buffer, context.pipeline, context.alarm)
         self._scans: dict[str, tuple[Scan, Levels]] = {}
-        self._spooled = self._bytes = self._n_in = self._n_out = 0  # each is written by one thread
-        self._last_error = ""
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._write_all, name="dicom_results", daemon=True)
-        self._thread.start()
 
     def begin(self, scan: Scan) -> None:
         if scan.modality != "MR" or scan.axes != ("y", "x"):
@@ -61,6 +50,7 @@ class DicomResults:
                 scan.scan_id,
             )
         self._scans[scan.scan_id] = (scan, Levels())
+        self._keep.put(new_scan(scan, self._pipeline))
 
     def frame(self, frame: Frame) -> None:
         if frame.scan_id not in self._scans:
@@ -70,73 +60,24 @@ class DicomResults:
         shown = levels.of(next(iter(images.values())), frame.position.slice)
         now_ns = frame.acquired_ns if scan.attributes.get("repeatable") else time.time_ns()  # the same object again
         spooled = Spooled(scan, frame, images, *shown, self._settings.to, now_ns)
-        self._put(pack(spooled, self._settings.priority))
+        self._keep.put(pack(spooled, self._settings.priority))
 
     def end(self, end: End) -> None:
         self._scans.pop(end.scan_id, None)
-        self._put(end)
-
-    def _put(self, item: NewJob | End) -> None:
-        self._n_in += 1
-        self._queue.put(item)
-
-    @property
-    def _pending(self) -> int:
-        return self._n_in - self._n_out
+        self._keep.put(end)
 
     def backlog(self) -> float:
         """Fill of the queue: at 1 the source stops reading, at 0 all is on disk."""
-        return self._pending / _QUEUE_FRAMES
+        return self._keep.fill()
 
     def status(self) -> dict[str, Any]:
-        pending, error = self._pending, self._last_error
-        return {"spooled": self._spooled, "pending": pending, "bytes": self._bytes, "last_error": error}
+        keep = self._keep
+        pending, error = keep.n_pending, keep.last_error
+        return {"spooled": keep.n_jobs, "pending": pending, "bytes": keep.n_bytes, "last_error": error}
 
     def close(self) -> None:
         """Flush within ten seconds; what is left then is reported."""
-        self._queue.put(None)
-        self._thread.join(_FLUSH_S)
-        self._closing.set()
-        if self._thread.is_alive() or self._pending:
-            reason = self._last_error or "the disk is too slow"
-            self._alarm("dicom_results", f"dicom_results: {self._pending} results were not kept: {reason}")
-        else:
-            self._buffer.close()
-
-    def _write_all(self) -> None:
-        running = True
-        while running and not self._closing.is_set():
-            items = [self._queue.get()]
-            while self._queue.qsize() and len(items) < _BATCH_FRAMES:
-                items.append(self._queue.get())
-            running = None not in items
-            self._keep([item for item in items if item is not None])
-
-    def _keep(self, items: list[NewJob | End]) -> None:
-        """Keep all of `items`, and wait for the disk as long as it takes."""
-        jobs, ends = [one for one in items if isinstance(one, NewJob)], [one for one in items if isinstance(one, End)]
-        while jobs or ends:
-            try:
-                self._write(jobs, ends)
-                self._alarm("dicom_results", "")
-            except StorageError as error:
-                self._last_error = str(error)
-                self._alarm("dicom_results", f"{error}; images wait and the source stops reading")
-                if self._closing.wait(_RETRY_S):
-                    return
-
-    def _write(self, jobs: list[NewJob], ends: list[End]) -> None:
-        now = time.time()
-        if jobs:
-            self._buffer.put_jobs(jobs, now)
-            self._spooled += len(jobs)
-            self._bytes += sum(len(job.payload) for job in jobs)
-            self._n_out += len(jobs)
-            jobs.clear()
-        for end in list(ends):
-            self._buffer.record("scan end", end.scan_id, f"{end.status}, {end.n_frames} frames: {end.reason}", now)
-            ends.remove(end)
-            self._n_out += 1
+        self._keep.close()
 
 
 def make(settings: Settings, context: Context) -> DicomResults:

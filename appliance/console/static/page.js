@@ -93,6 +93,78 @@ export function keyed(parent, items, key, make, update) {
   });
 }
 
+// Ask before something is done; gives whether the person said yes.
+export function confirmed(title, text, yes) {
+  return new Promise((resolve) => {
+    const close = (answer) => {
+      dialog.close();
+      dialog.remove();
+      resolve(answer);
+    };
+    const dialog = element(
+      "dialog", { "aria-label": title },
+      element("h2", {}, title), element("p", {}, text),
+      element("p", { class: "buttons" },
+        element("button", { type: "button", onclick: () => close(false) }, "Cancel"),
+        element("button", { type: "button", class: "yes", onclick: () => close(true) }, yes)),
+    );
+    dialog.addEventListener("cancel", () => close(false));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+// Ask again and again while a view is seen: one question at a time. show(answer), or problem(words).
+export class Following {
+  constructor(path, everyMs, show, problem) {
+    Object.assign(this, { path, everyMs, show, problem, seen: false, turn: 0 });
+  }
+
+  start() {
+    this.seen = true;
+    this.now();
+  }
+
+  stop() {
+    this.seen = false;
+    this.turn += 1;
+  }
+
+  async now() {
+    const turn = ++this.turn;
+    try {
+      const said = await get(this.path);
+      if (turn !== this.turn) return;
+      this.problem("");
+      this.show(said);
+    } catch (error) {
+      if (turn === this.turn) this.problem(error.message);
+    }
+    if (turn === this.turn) setTimeout(() => this.seen && turn === this.turn && this.now(), this.everyMs);
+  }
+}
+
 export function clock(seconds) {
   return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+}
+
+export function duration(seconds) {
+  const s = Math.max(0, seconds);
+  if (s < 9.95) return `${s.toFixed(1)} s`;
+  if (s < 99.5) return `${Math.round(s)} s`;
+  if (s < 5970) return `${Math.round(s / 60)} min`;
+  return s < 172800 ? `${(s / 3600).toFixed(1)} h` : `${Math.round(s / 86400)} days`;
+}
+
+export function size(bytes) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let i = 0;
+  for (; bytes >= 1000 && i < units.length - 1; i++) bytes /= 1000;
+  return `${i && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${units[i]}`;
+}
+
+// "Family^Given" as people read it; of several scripts the first.
+export function personName(name) {
+  const [family, ...others] = (name || "").split("=")[0].split("^");
+  return [family, others.filter(Boolean).join(" ")].filter(Boolean).join(", ");
 }

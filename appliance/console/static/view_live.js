@@ -45,6 +45,7 @@ function showRemarks(header) {
     const worst = more.some(([, severity]) => severity === "alarm") ? "alarm" : "warning";
     remarks.push([`${more.length} more: see the list`, worst, ""]);
   }
+  if (!remarks.length) remarks.push(["No remarks on this image", "none", ""]);
   const text = JSON.stringify(remarks);
   if (text !== remarked) {
     fill(ui.marks, remarks.map(([words, kind, place]) => el("li", { class: kind }, words, place && el("small", {}, place))));
@@ -71,7 +72,7 @@ function take({ header, pixels }) {
 
 function showSecond(status) {
   const own = status.processes[`pipeline-${live.pipeline}`] || {};
-  showStatus(status, own);
+  showStatus(own);
   const snr = Object.values(own.stages || {}).map((stage) => stage.snr_db).find((value) => typeof value === "number");
   const isLive = live.verdict()[0] === "live";
   ui.snr.add(isLive && snr !== undefined ? snr : null);

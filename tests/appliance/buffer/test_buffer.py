@@ -413,7 +413,7 @@ def test_what_root_rebuilds_belongs_to_the_services_user(tmp_path):
 
 def test_a_damaged_database_is_told_and_nothing_is_claimed_from_it(tmp_path):
     first = Buffer(tmp_path)
-    for n in range(200):
+    for n in range(400):
         first.put_instance(instance(f"1.{n}", b"%d" % n), 1)
     first.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
     first.close()
@@ -425,7 +425,7 @@ def test_a_damaged_database_is_told_and_nothing_is_claimed_from_it(tmp_path):
     with pytest.raises(StorageError, match="run 'nearscan buffer rebuild'"):
         second.recover(2)
     second.close()
-    assert rebuild(tmp_path, 3) == 200
+    assert rebuild(tmp_path, 3) == 400
 
 
 def test_audit_rows_cannot_be_changed_and_a_forged_one_is_found(buffer, tmp_path):
@@ -455,7 +455,7 @@ def test_a_newer_database_is_refused(tmp_path):
     conn = sqlite3.connect(tmp_path / "nearscan.sqlite")
     conn.execute("PRAGMA user_version = 99")
     conn.close()
-    with pytest.raises(StorageError, match="has version 99, this program knows 3; update nearscan"):
+    with pytest.raises(StorageError, match="has version 99, this program knows 4; update nearscan"):
         Buffer(tmp_path)
 
 
@@ -470,7 +470,7 @@ def test_a_database_of_before_the_newest_tables_gets_them_and_keeps_what_it_has(
     conn.close()
     buffer = Buffer(tmp_path)
     assert buffer.database.query("SELECT count(*) FROM drift") == [(0,)]
-    assert buffer.database.query("PRAGMA user_version") == [(3,)]
+    assert buffer.database.query("PRAGMA user_version") == [(4,)]
     assert buffer.counts()["produced"] == 1
     buffer.close()
 

@@ -54,8 +54,7 @@ class Browser:
             self._socket = self._stack.enter_context(connect(address, max_size=64 << 20, proxy=None))
             for domain in ("Page", "Runtime", "Log"):
                 self.call(f"{domain}.enable")
-            view = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-            self.call("Emulation.setDeviceMetricsOverride", **view)
+            self.resize(size)
         except BaseException:
             self.__exit__()
             raise
@@ -72,6 +71,19 @@ class Browser:
         """Go to a page and wait until it is there."""
         self.call("Page.navigate", url=url)
         self.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+
+    def resize(self, size: tuple[int, int]):
+        """Have a window of this width and height."""
+        view = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **view)
+
+    def sign_in(self, address: str, name: str, password: str):
+        """Sign in as a person does, and wait for the page."""
+        self.open(f"http://{address}/sign-in")
+        for field, text in (("name", name), ("password", password)):
+            self.ask(f"document.getElementById('{field}').value = {json.dumps(text)}")
+        self.ask("document.getElementById('enter').click()")
+        self.wait_for("location.pathname === '/' && document.getElementById('sign-out')")
 
     def call(self, method: str, **params):
         """Call one DevTools method and return its result."""

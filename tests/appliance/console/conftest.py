@@ -10,6 +10,7 @@ import time
 from functools import cache
 
 import pytest
+from browser import Browser
 
 from appliance.buffer import Buffer, NewInstance
 from appliance.bus import Publisher
@@ -65,6 +66,7 @@ class Bench:
             {
                 "site": {"name": "mri-1", "data_dir": data_dir},
                 "pipelines": {"mri-live": pipeline},
+                "destinations": {"pacs": {"dicom": {"host": "192.0.2.10", "port": 104, "ae_title": "PACS"}}},
                 "console": {"port": port, "kiosk": ["127.0.0.1"], **console},
             }
         )
@@ -171,3 +173,9 @@ def owed(bench):
     buffer.outbox.mark_sent(claimed[:3], 10)
     buffer.outbox.quarantine(claimed[3], "refused", 10)
     buffer.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

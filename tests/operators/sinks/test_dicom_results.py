@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from appliance.buffer import Buffer
 from appliance.context import Context
+from appliance.dicom import keep_results
 from appliance.dicom.spool import KIND, unpack
 from appliance.errors import ScanError, StorageError
 from appliance.frames import Applied, Encoding, End, Finding, Frame, Identity, Mark, Scan, read_only
-from operators.sinks import dicom_results
 from operators.sinks.dicom_results import Settings, make
 
 SECRETS = ("Muster", "4711")
@@ -132,40 +132,40 @@ def test_the_end_is_recorded(context, tmp_path):
 
 
 def test_while_the_disk_refuses_images_wait_and_the_source_is_told(context, tmp_path, alarms, monkeypatch):
-    monkeypatch.setattr(dicom_results, "_RETRY_S", 0.01)
+    monkeypatch.setattr(keep_results, "_RETRY_S", 0.01)
     sink = make(Settings(to=("pacs",)), context)
-    put, full = sink._buffer.put_jobs, [True]
+    put, full = sink._keep._buffer.put_jobs, [True]
 
     def refuse(batch, now):
         if full[0]:
             raise StorageError("buffer: 1.0 GB are free, 2.0 GB are reserved")
         return put(batch, now)
 
-    monkeypatch.setattr(sink._buffer, "put_jobs", refuse)
+    monkeypatch.setattr(sink._keep._buffer, "put_jobs", refuse)
     sink.begin(scan())
-    for n in range(dicom_results._QUEUE_FRAMES):
+    for n in range(keep_results.QUEUE_ITEMS):
         sink.frame(frame(n))
     while not alarms:
-        sink._closing.wait(0.001)
+        sink._keep._closing.wait(0.001)
     assert sink.backlog() >= 1
     assert "are reserved; images wait and the source stops reading" in alarms["dicom_results"]
     assert sink.status()["spooled"] == 0
     full[0] = False
     sink.close()
     assert (sink.backlog(), alarms["dicom_results"]) == (0, "")
-    assert len(jobs(tmp_path)) == dicom_results._QUEUE_FRAMES
+    assert len(jobs(tmp_path)) == keep_results.QUEUE_ITEMS
 
 
 def test_what_could_not_be_kept_at_shutdown_is_told(context, alarms, monkeypatch):
-    monkeypatch.setattr(dicom_results, "_FLUSH_S", 0.05)
+    monkeypatch.setattr(keep_results, "_FLUSH_S", 0.05)
     sink = make(Settings(to=("pacs",)), context)
-    monkeypatch.setattr(sink._buffer, "put_jobs", lambda batch, now: (_ for _ in ()).throw(StorageError("full")))
+    monkeypatch.setattr(sink._keep._buffer, "put_jobs", lambda batch, now: (_ for _ in ()).throw(StorageError("full")))
     sink.begin(scan())
     sink.frame(frame(0))
     sink.close()
     assert "1 results were not kept: full" in alarms["dicom_results"].replace("2 results", "1 results")
-    sink._thread.join(10)
-    sink._buffer.close()
+    sink._keep._thread.join(10)
+    sink._keep._buffer.close()
 
 
 def test_an_unknown_destination_is_refused_with_a_suggestion(context):
