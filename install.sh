@@ -173,7 +173,7 @@ first_account() {
     local name='' add="$prefix/bin/nearscan users add NAME --role engineer"
     [ "$("$prefix/bin/nearscan" users list --json)" = '{}' ] || return 0
     if [ -t 0 ]; then
-        read -r -p "nearscan: name of the console's first account, an engineer (empty: later): " name
+        read -r -p "nearscan: name of the console's first account, an engineer (empty: later): " name || true
     fi
     [ -z "$name" ] || "$prefix/bin/nearscan" users add "$name" --role engineer ||
         say "no account was made; later: $add"

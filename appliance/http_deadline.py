@@ -29,6 +29,9 @@ class ImpatientProtocol(H11Protocol):
         self.since = time.monotonic()
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+        # asyncio does so only for sockets made with IPPROTO_TCP, which those of a listener of create_server are not:
+        # head and body are two writes, and the second would wait 40 ms for the other side's acknowledgement
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         waiting = [one for one in self.connections if isinstance(one, ImpatientProtocol) and one.is_waiting]
         if len(waiting) > MOST_WAITING:
             min(waiting, key=lambda one: one.since).transport.close()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console's HTTP and WebSocket side, over real sockets."""
 
+import contextlib
 import http.client
 import json
+import os
 import socket
 import struct
 import time
@@ -246,6 +248,25 @@ def test_a_request_that_does_not_end_is_hung_up_on(bench, first, sent, monkeypat
             until(lambda: slow.recv(65536).endswith(b"}\n"))
         slow.sendall(sent)
         until(lambda: slow.recv(65536) == b"")
+
+
+def test_small_answers_do_not_wait_for_acknowledgements(bench):
+    """Nagle's algorithm is off on the console's end, also after the upgrade to a WebSocket."""
+
+    def is_off_for(client):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
+                if end.getpeername() == client.getsockname() and end.getsockname() == client.getpeername():
+                    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        raise AssertionError("the console's end was not found")
+
+    connection = http.client.HTTPConnection(bench.address, timeout=PATIENCE_S)
+    connection.request("GET", "/healthz")
+    connection.getresponse().read()
+    assert is_off_for(connection.sock)
+    connection.close()
+    with live(bench) as viewer:
+        assert is_off_for(viewer.socket)
 
 
 def test_a_live_page_is_not_hung_up_on(bench, monkeypatch):
