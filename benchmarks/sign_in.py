@@ -79,7 +79,7 @@ def page_loads(port: int, cookie: str) -> dict[str, Any]:
     """Medians, as a kiosk and signed in by turns, in a browser that has the page in no cache."""
     url, (name, _, token) = f"http://127.0.0.1:{port}/", cookie.partition("=")
     times: dict[str, list[list[float]]] = {"kiosk": [], "signed in": []}
-    with tempfile.TemporaryDirectory() as profile, chromium.Browser(Path(profile)) as page:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, chromium.Browser(Path(profile)) as page:
         page.call("Network.enable")
         for _ in range(N_LOADS + 1):
             page.call("Network.clearBrowserCookies")
