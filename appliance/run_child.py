@@ -28,6 +28,9 @@ def run_child(kind: str, name: str | None, config_file: Path, parent_pid: int | 
     child.stop_on_signals()
     try:
         return _do(kind, name, settings, child)
+    except ConfigError as error:
+        log.error("%s: %s", child.process, error)
+        return 1
     except Exception:  # the process's main: the daemon restarts it
         log.exception("%s failed", child.process)
         return 1

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 from pydantic import Field, TypeAdapter, ValidationError
 
 from appliance.console.roles import Role
@@ -126,11 +126,14 @@ def _known(name: str, accounts: Mapping[str, Account]) -> str:
 
 def verify(account: Account | None, password: str) -> bool:
     """Whether the password is the account's. Takes as long where there is no account (64 MiB and some tenths of a
-    second of one core)."""
+    second of one core). Raises ConfigError where that cannot be told."""
     try:
         _HASHER.verify(account.password if account else nobodys_hash(), _normal(password))
     except VerifyMismatchError:
         return False
+    except (VerificationError, InvalidHashError) as error:  # no memory, or a hash that is none
+        text = f"accounts: a password cannot be looked at: {error}; free memory, or give the account a new password"
+        raise ConfigError(text) from error
     return account is not None
 
 

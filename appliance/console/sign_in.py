@@ -36,7 +36,7 @@ from appliance.errors import ConfigError, StorageError
 from appliance.settings import Model
 
 _LOOK_EVERY_S = 1.0
-_MOST_AT_ONCE = 16  # waiting for the one thread that looks at passwords: two seconds of its work
+_MOST_AT_ONCE = 16  # waiting for the one thread that looks at passwords: some seconds of its work
 _MOST_BYTES = 4096
 _NICE = 10  # the live path goes first
 _WRONG = "sign-in: name or password is wrong; try again, or ask an engineer for a new password"
@@ -79,6 +79,7 @@ class SignIn:
     async def running(self) -> AsyncIterator[None]:
         """Follow the accounts' file."""
         following = asyncio.create_task(self._follow())
+        following.add_done_callback(self._stopped_following)
         try:
             yield
         finally:
@@ -94,6 +95,11 @@ class SignIn:
             if accounts is not None:
                 self.sessions.keep(accounts)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _stopped_following(self, following: asyncio.Task[None]) -> None:
+        if not following.cancelled():
+            text = f"accounts: changes are not seen any more ({following.exception()!r}); restart the console"
+            self._alarm("accounts", text)
 
     async def _read(self) -> dict[str, Account] | None:
         try:
@@ -116,11 +122,11 @@ class SignIn:
         except ValueError as error:
             return _no(400, str(error))
         name, address = typed.name.strip().lower(), address_of(request.scope)
+        if self._n_trying >= _MOST_AT_ONCE and not self._waits.is_home(address, name):
+            return _later(503, 1.0, "too many people sign in at this moment")
         wait_s = self._waits.begin(address, name)
         if wait_s:
             return _later(429, wait_s, "too many wrong passwords")
-        if self._n_trying >= _MOST_AT_ONCE:
-            return _later(503, 1.0, "too many people sign in at this moment")
         self._n_trying += 1
         try:
             is_known, account = await self._in_thread(lambda: self._look(name, typed.password))

@@ -75,11 +75,15 @@ class Waits:
         self._addresses, self._accounts = _Counter(OF_ADDRESS), _Counter(OF_ACCOUNT)
         self._homes: OrderedDict[tuple[str, str], None] = OrderedDict()  # from where who has signed in
 
+    def is_home(self, address: str, name: str) -> bool:
+        """Whether this person has signed in from there."""
+        return (_place(address), name) in self._homes
+
     def begin(self, address: str, name: str) -> float:
         """Return how many seconds this try has to wait. 0: it may go on, and counts as failed until `was_right`, so
         that many at one time gain nothing."""
         place, now = _place(address), self._clock()
-        is_home = (place, name) in self._homes
+        is_home = self.is_home(address, name)
         wait_s = max(self._addresses.wait_s(place, now), 0.0 if is_home else self._accounts.wait_s(name, now))
         if not wait_s:
             self._addresses.failed(place, now)

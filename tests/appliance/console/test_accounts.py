@@ -10,7 +10,7 @@ import argon2
 import pytest
 
 from appliance.console import accounts
-from appliance.console.accounts import Accounts, password_fault, verify
+from appliance.console.accounts import Account, Accounts, password_fault, verify
 from appliance.errors import ConfigError
 
 PASSWORD = "a long enough Wort"
@@ -155,6 +155,14 @@ def test_nobody_takes_as_long_as_somebody(kept, monkeypatch):
     assert looked_at[0] == looked_at[1]
     assert len(looked_at) == 2
     assert verify(None, PASSWORD) is False
+
+
+@pytest.mark.parametrize(
+    "hashed", ["$argon2id$", "$argon2id$v=19$m=65536,t=3,p=1$c2FsdHNhbHQ$!!", "$argon2id$v=19$m=9"]
+)
+def test_a_hash_that_is_none_is_told_and_is_no_wrong_password(hashed):
+    with pytest.raises(ConfigError, match=r"accounts: a password cannot be looked at: .*; free memory, or give"):
+        verify(Account(role="viewer", password=hashed), PASSWORD)
 
 
 def test_a_file_that_cannot_be_read_is_told(kept):

@@ -19,6 +19,7 @@ from appliance import http_deadline
 from appliance.console import sign_in
 from appliance.console.app import Console
 from appliance.console.guard import KIOSK_MAY
+from appliance.console.sign_in_waits import Waits
 
 MISSING = (403, "console: X-CSRF-Token is missing or not this session's; load the page again")
 NOBODY = (401, "console: nobody is signed in; sign in first")
@@ -186,16 +187,21 @@ def test_broken_cookies_are_nobodys(strict, cookie):
     assert said(strict.ask("GET", "/api/status", Cookie=cookie.format(strict.settings.console.port))) == NOBODY
 
 
-def test_guessing_is_slowed_down_for_the_one_who_guesses(strict):
-    tries = [strict.try_sign_in("viewer", f"guess {n}", **SPOOFED[n % 4]) for n in range(30)]
-    statuses = [answer.status for answer, _ in tries]
-    assert statuses[:6] == [401] * 6
-    assert set(statuses[6:]) <= {401, 429}
-    assert statuses.count(429) > 20
-    refused = next(body for answer, body in tries if answer.status == 429)
-    assert json.loads(refused) == {"error": "sign-in: too many wrong passwords; try again in 1 s", "wait_s": 1}
-    body, kind = json.dumps({"name": "viewer", "password": PASSWORDS["viewer"]}), {"Content-Type": "application/json"}
-    assert strict.ask("POST", "/api/sign-in", body, source="127.0.0.2", **kind)[0].status == 200, "not for others"
+def test_guessing_is_slowed_down_for_the_one_who_guesses(tmp_path, monkeypatch):
+    monkeypatch.setattr(sign_in, "Waits", lambda: Waits(lambda: 0.0))  # no wait ends
+    bench = Bench(tmp_path, kiosk=[])
+    try:
+        tries = [bench.try_sign_in("viewer", f"guess {n}", **SPOOFED[n % 4]) for n in range(30)]
+        assert [answer.status for answer, _ in tries] == [401] * 6 + [429] * 24
+        answer, body = tries[-1]
+        assert json.loads(body) == {"error": "sign-in: too many wrong passwords; try again in 1 s", "wait_s": 1}
+        assert answer.getheader("retry-after") == "1"
+        assert bench.try_sign_in("viewer", PASSWORDS["viewer"])[0].status == 429, "nor is a right one looked at"
+        right = json.dumps({"name": "viewer", "password": PASSWORDS["viewer"]})
+        kind = {"Content-Type": "application/json"}
+        assert bench.ask("POST", "/api/sign-in", right, source="127.0.0.2", **kind)[0].status == 200, "not for others"
+    finally:
+        bench.close()
 
 
 def test_a_wrong_and_an_unknown_name_look_the_same(strict):
@@ -211,18 +217,17 @@ def test_passwords_are_looked_at_one_by_one_beside_the_event_loop(strict, monkey
         assert go.wait(PATIENCE_S)
         return False
 
+    strict.sign_in("engineer")
     monkeypatch.setattr(sign_in, "verify", slow)
     body, kind = json.dumps({"name": "viewer", "password": "x"}), {"Content-Type": "application/json"}
 
-    def attack(n):
-        return strict.ask("POST", "/api/sign-in", body.replace("viewer", f"n{n}"), source=f"127.0.1.{n}", **kind)[
-            0
-        ].status
+    def attack(name, source):
+        return strict.ask("POST", "/api/sign-in", body.replace("viewer", name), source=source, **kind)[0].status
 
     n_refused = 40 - sign_in._MOST_AT_ONCE
-    with ThreadPoolExecutor(40) as pool:
+    with ThreadPoolExecutor(41) as pool:
         try:
-            attacks = [pool.submit(attack, n) for n in range(1, 41)]
+            attacks = [pool.submit(attack, f"name{n}", f"127.0.1.{n}") for n in range(1, 41)]
             assert going.acquire(timeout=PATIENCE_S)
             end = time.monotonic() + PATIENCE_S
             while sum(one.done() for one in attacks) < n_refused and time.monotonic() < end:
@@ -230,9 +235,13 @@ def test_passwords_are_looked_at_one_by_one_beside_the_event_loop(strict, monkey
             assert {one.result() for one in attacks if one.done()} == {503}
             assert strict.ask("GET", "/sign-in")[0].status == 200, "the page answers meanwhile"
             assert not going.acquire(blocking=False), "one at a time"
+            assert attack("viewer", "127.0.0.1") == 503
+            at_home = pool.submit(attack, "engineer", "127.0.0.1")
+            assert not at_home.done()
         finally:
             go.set()
         assert sorted(one.result() for one in attacks) == [401] * sign_in._MOST_AT_ONCE + [503] * n_refused
+        assert at_home.result() == 401, "who has signed in from there before is looked at all the same"
 
 
 @pytest.mark.parametrize(

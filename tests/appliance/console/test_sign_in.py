@@ -153,7 +153,7 @@ def test_signing_out_closes_the_websockets_of_this_browser_alone(strict):
 
 
 def test_a_session_ends_after_its_longest_time_and_so_do_its_websockets(tmp_path):
-    bench = Bench(tmp_path, kiosk=[], session_h=1.5 / 3600)
+    bench = Bench(tmp_path, kiosk=[], session_h=3 / 3600)
     try:
         signed = bench.sign_in("viewer")
         with live(bench, Cookie=signed.cookie) as socket, pytest.raises(ConnectionClosed):
