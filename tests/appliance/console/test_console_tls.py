@@ -98,7 +98,7 @@ def test_plain_http_and_old_tls_get_nothing(secure):
 def test_handshakes_that_do_not_end_keep_nobody_out(secure):
     with contextlib.ExitStack() as stack:
         for _ in range(300):
-            stack.enter_context(socket.create_connection(secure.address.split(":"), timeout=PATIENCE_S))
+            stack.enter_context(socket.create_connection(secure.address.split(":"), PATIENCE_S, ("127.0.0.3", 0)))
         assert secure.ask("GET", "/sign-in")[0].status == 200
 
 

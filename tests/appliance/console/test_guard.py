@@ -252,7 +252,7 @@ def test_a_thousand_half_open_requests_keep_nobody_out(strict, sent):
     with contextlib.ExitStack() as stack:
         half_open = []
         for _ in range(1000):
-            one = stack.enter_context(socket.create_connection(strict.address.split(":"), timeout=PATIENCE_S))
+            one = stack.enter_context(socket.create_connection(strict.address.split(":"), PATIENCE_S, ("127.0.0.3", 0)))
             one.sendall(sent)
             half_open.append(one)
         for _ in range(5):
