@@ -21,18 +21,19 @@ from appliance.frames import Affine
 
 # Compiled when this file is imported, for just these types: nothing is compiled when frames come.
 _Picture = types.Array(types.float32, 2, "C", readonly=True)
-_Matrix, _Sums, _Voxels = types.float64[:, ::1], types.uint32[:, :, :, ::1], types.uint8[:, :, ::1]
+_Matrix, _Sums, _Voxels = types.float64[:, ::1], types.uint64[:, :, ::1], types.uint8[:, :, ::1]
 
 
 def _compiled(*signature: object) -> Any:
     return numba.njit(signature, nogil=True, cache=True, error_model="numpy")
 
 
-Sums = NDArray[np.uint32]  # (z, y, x, 2): weighted grey levels, and weights
+Sums = NDArray[np.uint64]  # (z, y, x): weighted grey levels in the upper half of each word, weights in the lower
 Voxels = NDArray[np.uint8]
 
-_UNIT = 512  # weight of a whole pixel: eighths along each axis
-_FULL = 1 << 24  # weight from which on a voxel forgets half: 255 times as much still fits. 32,768 pixels
+_UNIT = np.uint64(512)  # weight of a whole pixel: eighths along each axis
+_FULL = np.uint64(1 << 24)  # weight from which on a voxel forgets half: 255 times as much fits. 32,768 pixels
+_LOW_HALF, _HALF_BITS, _ONE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(1)
 _ROUNDING = 1e-3  # of a voxel: corners are computed another way than pixels
 _MARGIN = 16  # voxels grown beyond what a picture needs
 WHITE = 255
@@ -40,17 +41,16 @@ WHITE = 255
 
 @numba.njit(nogil=True, cache=True, inline="always")
 def _add(sums, k, j, i, grey, weight):  # type: ignore[no-untyped-def]
-    if sums[k, j, i, 1] > 16776704:  # _FULL - _UNIT
-        sums[k, j, i, 0] >>= np.uint32(1)
-        sums[k, j, i, 1] >>= np.uint32(1)
-    sums[k, j, i, 0] += grey * weight
-    sums[k, j, i, 1] += weight
+    both = sums[k, j, i]
+    if both & _LOW_HALF >= _FULL:
+        both = (both >> _HALF_BITS >> _ONE << _HALF_BITS) | ((both & _LOW_HALF) >> _ONE)
+    sums[k, j, i] = both + (grey * weight << _HALF_BITS | weight)
 
 
 @_compiled(_Picture, _Matrix, types.float32, types.boolean, _Sums)
 def _insert(image, to_voxel, gain, linear, sums):  # type: ignore[no-untyped-def]
     """Add float32 (y, x) at to_voxel (3, 4), index (x, y, 0) to voxel (x, y, z); return how many pixels lay outside."""
-    n_z, n_y, n_x = sums.shape[:3]
+    n_z, n_y, n_x = sums.shape
     n_outside = 0
     for row in range(image.shape[0]):
         x0 = to_voxel[0, 1] * row + to_voxel[0, 3]
@@ -60,7 +60,7 @@ def _insert(image, to_voxel, gain, linear, sums):  # type: ignore[no-untyped-def
             value = image[row, column] * gain
             if not np.isfinite(value):
                 continue
-            grey = np.uint32(min(max(value + np.float32(0.5), np.float32(0)), np.float32(255)))
+            grey = np.uint64(min(max(value + np.float32(0.5), np.float32(0)), np.float32(255)))
             x = x0 + to_voxel[0, 0] * column
             y = y0 + to_voxel[1, 0] * column
             z = z0 + to_voxel[2, 0] * column
@@ -69,10 +69,10 @@ def _insert(image, to_voxel, gain, linear, sums):  # type: ignore[no-untyped-def
                 if i < 0 or j < 0 or k < 0 or i >= n_x or j >= n_y or k >= n_z:
                     n_outside += 1
                     continue
-                _add(sums, k, j, i, grey, np.uint32(512))
+                _add(sums, k, j, i, grey, _UNIT)
                 continue
-            i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-            if i < 0 or j < 0 or k < 0 or i >= n_x - 1 or j >= n_y - 1 or k >= n_z - 1:
+            i, j, k = int(x), int(y), int(z)  # as floor does, for what is not negative
+            if x < 0 or y < 0 or z < 0 or i >= n_x - 1 or j >= n_y - 1 or k >= n_z - 1:
                 n_outside += 1
                 continue
             fx, fy, fz = int((x - i) * 8 + 0.5), int((y - j) * 8 + 0.5), int((z - k) * 8 + 0.5)
@@ -83,9 +83,9 @@ def _insert(image, to_voxel, gain, linear, sums):  # type: ignore[no-untyped-def
                     if wzy == 0:
                         continue
                     if fx < 8:
-                        _add(sums, k + dz, j + dy, i, grey, np.uint32(wzy * (8 - fx)))
+                        _add(sums, k + dz, j + dy, i, grey, np.uint64(wzy * (8 - fx)))
                     if fx > 0:
-                        _add(sums, k + dz, j + dy, i + 1, grey, np.uint32(wzy * fx))
+                        _add(sums, k + dz, j + dy, i + 1, grey, np.uint64(wzy * fx))
     return n_outside
 
 
@@ -96,10 +96,10 @@ def _average(sums, out):  # type: ignore[no-untyped-def]
     for k in range(sums.shape[0]):
         for j in range(sums.shape[1]):
             for i in range(sums.shape[2]):
-                weight = sums[k, j, i, 1]
+                weight = sums[k, j, i] & _LOW_HALF
                 if weight:
                     n_filled += 1
-                    out[k, j, i] = (sums[k, j, i, 0] + (weight >> np.uint32(1))) // weight
+                    out[k, j, i] = ((sums[k, j, i] >> _HALF_BITS) + (weight >> _ONE)) // weight
                 else:
                     out[k, j, i] = 0
     return n_filled
@@ -112,7 +112,7 @@ def _nearest(sums, given, k, j, i, dz, dy, dx, reach):  # type: ignore[no-untype
         k, j, i = k + dz, j + dy, i + dx
         if k < 0 or j < 0 or i < 0 or k >= given.shape[0] or j >= given.shape[1] or i >= given.shape[2]:
             return 0, 0
-        if sums[k, j, i, 1]:
+        if sums[k, j, i]:
             return step, int(given[k, j, i])
     return 0, 0
 
@@ -124,7 +124,7 @@ def _fill(sums, given, reach, directions, out):  # type: ignore[no-untyped-def]
     for k in range(shape[0]):
         for j in range(shape[1]):
             for i in range(shape[2]):
-                if sums[k, j, i, 1]:
+                if sums[k, j, i]:
                     continue
                 best = 2 * reach + 1
                 for d in range(directions.shape[0]):
@@ -170,13 +170,13 @@ class Compound:
         self._spacing_mm, self._most_voxels, self._linear = spacing_mm, most_voxels, method == "linear"
         self._anchor_mm = np.array(anchor_mm)
         self._low = np.zeros(3, np.int64)  # (x, y, z) of the first voxel, on the lattice
-        self._sums: Sums = np.zeros((0, 0, 0, 2), np.uint32)
+        self._sums: Sums = np.zeros((0, 0, 0), np.uint64)
         self.n_pixels_outside = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(z, y, x)."""
-        return self._sums.shape[:3]
+        return self._sums.shape
 
     @property
     def affine(self) -> Affine:
@@ -231,7 +231,7 @@ class Compound:
             high = np.where(high > self._low + have, high + _MARGIN, self._low + have)
         if float(np.prod((high - low).astype(np.float64))) > self._most_voxels:
             return
-        grown = np.zeros((*(high - low)[::-1], 2), np.uint32)
+        grown = np.zeros((high - low)[::-1], np.uint64)
         if have.all():
             x, y, z = self._low - low
             grown[z : z + have[2], y : y + have[1], x : x + have[0]] = self._sums

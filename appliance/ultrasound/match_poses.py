@@ -79,6 +79,7 @@ class MatchPoses:
         self._images, self._poses = Clock(), Clock()
         self._last_stamp_ns = 0
         self._waiting: deque[_Waiting] = deque()
+        self._given_up: set[str] = set()  # waited for in vain, and nothing has come since: not waited for again
         self.n_invalid_poses = 0
 
     def pose(self, name: str, matrix: Affine, stamp_ns: int, received_ns: int, fault: str = "") -> None:
@@ -86,6 +87,7 @@ class MatchPoses:
         track = self._tracks.get(name)
         if track is None:
             return
+        self._given_up.discard(name)
         trouble = self._poses.add(stamp_ns, received_ns)
         if trouble and stamp_ns <= 0:
             self.n_invalid_poses += 1
@@ -145,8 +147,10 @@ class MatchPoses:
         if reason:
             return Matched(image.image, Tracking(None, reason), None, late_ns)
         found = {name: track.at(image.stamp_ns, self._limits.max_gap_ns) for name, track in self._tracks.items()}
-        if not must and any(each.later for each in found.values()):
+        awaited = {name for name, each in found.items() if each.later}
+        if awaited - self._given_up and not must:
             return None
+        self._given_up |= awaited
         return Matched(image.image, *_compose(chain, found), late_ns)
 
     def _skew(self) -> str:

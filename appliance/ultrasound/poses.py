@@ -125,7 +125,7 @@ class Track:
         """Return the pose at `time_ns`, from the one before and the one after, at most `max_gap_ns` apart."""
         index = bisect_left(self._times, time_ns)
         if index == len(self._times):
-            return self._after_all(time_ns, max_gap_ns)
+            return self._after_all(time_ns)
         matrix, reason = self._poses[index]
         exact = self._times[index] == time_ns
         before, why, gap_ns = self._before(index)
@@ -145,12 +145,11 @@ class Track:
             return None, "no pose before the image", 0
         return *self._poses[index - 1], self._times[index] - self._times[index - 1]
 
-    def _after_all(self, time_ns: int, max_gap_ns: int) -> Found:
+    def _after_all(self, time_ns: int) -> Found:
         if not self._times:
             return Found(reason=f"{self.name}: no pose has come", later=True)
-        since_ns = time_ns - self._times[-1]
-        reason = f"{self.name}: no pose since {_ms(since_ns)} before the image"
-        return Found(reason=reason, later=since_ns < max_gap_ns)
+        since = _ms(time_ns - self._times[-1])
+        return Found(reason=f"{self.name}: no pose since {since} before the image", later=True)
 
 
 class Clock:

@@ -100,22 +100,43 @@ def test_an_image_waits_for_the_pose_after_it_and_not_longer():
     assert late.affine is None and late.tracking.reason == "ProbeToTracker: no pose since 10 ms before the image"
 
 
-def test_a_tracker_that_stopped_is_not_waited_for():
+def test_a_tracker_that_stopped_is_waited_for_once():
     match = matcher()
     track(match, 0, 30)
     show(match, 131)
-    found = only(match.take(136 * MS))
+    assert match.take(136 * MS) == []
+    found = only(match.take((136 + WAIT_MS) * MS))
     assert found.tracking.image_to_reference is None
     assert found.tracking.reason == "ProbeToTracker: no pose since 101 ms before the image"
+    show(match, 170)
+    assert only(match.take(175 * MS)).affine is None
+    track(match, 200)
+    show(match, 210)
+    assert match.take(215 * MS) == [], "it is back"
+    track(match, 220)
+    assert only(match.take(222 * MS)).affine is not None
+
+
+def test_poses_that_come_with_each_of_few_images_are_waited_for():
+    match = matcher()
+    for time_ms in range(0, 3000, 250):  # as PLUS sends them: the image, then its poses
+        show(match, time_ms)
+        assert match.take((time_ms + 5) * MS) == []
+        track(match, time_ms, way_ms=6)
+        assert only(match.take((time_ms + 6) * MS)).affine is not None
 
 
 def test_images_stay_in_order_and_are_not_heaped_up():
     match = matcher()
-    for time_ms in range(4 * MOST_WAITING):
+    for time_ms in range(MOST_WAITING):
         show(match, time_ms)
-    first = match.take(5 * MS)
-    assert [found.image for found in first] == list(range(3 * MOST_WAITING))
-    assert [found.image for found in match.take(0, at_once=True)] == list(range(3 * MOST_WAITING, 4 * MOST_WAITING))
+    assert match.take(5 * MS) == []
+    show(match, MOST_WAITING)
+    found = match.take(5 * MS)
+    assert [each.image for each in found] == list(range(MOST_WAITING + 1)), "one too many: the wait is over"
+    track(match, 0)
+    show(match, 50)
+    assert match.take(0) == [] and [each.image for each in match.take(0, at_once=True)] == [50]
 
 
 def test_a_tool_that_is_not_seen_leaves_the_image_its_place():

@@ -96,7 +96,7 @@ def test_no_pose_is_made_up():
         found = tool.at(time_ms * MS, 50 * MS)
         assert found.matrix is None and found.reason == reason
     assert tool.at(310 * MS, 50 * MS).later, "the next pose may be in time"
-    assert not tool.at(200 * MS, 50 * MS).later and not tool.at(9000 * MS, 50 * MS).later
+    assert not tool.at(200 * MS, 50 * MS).later
     assert Track("x").at(5, 50).reason == "x: no pose has come" and Track("x").at(5, 50).later
 
 
