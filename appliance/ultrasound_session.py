@@ -30,6 +30,7 @@ Address = tuple[str, int]
 _NAME_BYTES = 20  # of a device on the wire; PLUS cuts longer names
 _POSES, _IMAGES = ("TRANSFORM", "TDATA", "QTDATA"), ("IMAGE",)
 _MOST_OTHERS = 16
+_EXACT, _SAME_SIZE = 1e-6, 0.02
 _EVERY_MS = 10  # how often a tracker is asked for its tools
 
 
@@ -152,7 +153,7 @@ class Session:
         self.n_images += 1
         picture = Picture(image.array, image.affine, received_ns)
         place = _place_of(message, image.affine) if self._options.placed else None
-        self._match.image(picture, message.time_ns, received_ns, place)
+        self._match.image(picture, message.time_ns, received_ns, place, _not_calibrated(self._options.chain, image))
 
     def _leave(self, name: str) -> None:
         if len(self._others) < _MOST_OTHERS:
@@ -162,6 +163,20 @@ class Session:
         for found in self._match.take(now_ns, at_once=at_once):
             self.n_left_out += self._slot is not None
             self._slot = found
+
+
+def _not_calibrated(chain: Chain | None, image: Image) -> str:
+    """Why the calibration is not for this picture; a pixel of exactly 1 mm is what senders say who do not know."""
+    if chain is None:
+        return ""
+    size_px, pixel_mm = image.array.shape[2:0:-1], np.linalg.norm(image.affine[:3, :2], axis=0)
+    if chain.size_px and size_px != chain.size_px:
+        return f"the picture has {size_px[0]} x {size_px[1]} pixels, the calibration is for {chain.size_px}"
+    known = np.abs(pixel_mm - 1).max() > _EXACT
+    if known and np.abs(pixel_mm / np.array(chain.pixel_mm) - 1).max() > _SAME_SIZE:
+        sizes = " and ".join(f"{x:.3f} x {y:.3f} mm" for x, y in (pixel_mm, chain.pixel_mm))
+        return f"pixel sizes of picture and calibration are {sizes}; calibrate for this depth"
+    return ""
 
 
 def _said(message: Message, name: str = "Transform") -> str:

@@ -4,8 +4,9 @@
 Rule: no threads and no clock of its own; times come as arguments, ns.
 
 Images and poses must be timed by one clock, or by clocks that agree (PLUS times both): the time stamps are compared as
-they are. How late both arrive (poses.Clock) shows where the clocks do not agree: then nothing is matched. The
-difference is not corrected, because a slow way and a wrong clock look the same from here.
+they are. How late both arrive, in the last seconds (poses.Clock) and now, shows where the clocks do not agree: then
+nothing is matched. The difference is not corrected, because a slow way and a wrong clock look the same from here.
+A time stamp that goes back forgets all poses: those of before may have the times of images to come.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ class Chain:
     to_probe: Affine = field(repr=False)
     reference: str = ""  # empty: the tracker's own space is the reference
     tools: Mapping[str, str] = field(default_factory=dict)  # name of a tool -> name of its transform
+    size_px: tuple[int, ...] = ()  # (x, y) of the pictures that `to_probe` is for; empty: any
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Size of a pixel along x and y, as the calibration has it."""
+        x_mm, y_mm = np.linalg.norm(self.to_probe[:3, :2], axis=0).tolist()
+        return x_mm, y_mm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,8 +84,8 @@ class MatchPoses:
     def __init__(self, chain: Chain | None, limits: Limits) -> None:
         self._chain, self._limits = chain, limits
         self._tracks = {name: Track(name) for name in (chain.names if chain else ())}
-        self._images, self._poses = Clock(), Clock()
-        self._last_stamp_ns = 0
+        self._images, self._poses = Clock(limits.max_skew_ns), Clock(limits.max_skew_ns)
+        self._last_stamp_ns = self._pose_delay_ns = 0  # of the newest image; of the newest pose
         self._waiting: deque[_Waiting] = deque()
         self._given_up: set[str] = set()  # waited for in vain, and nothing has come since: not waited for again
         self.n_invalid_poses = 0
@@ -89,23 +97,28 @@ class MatchPoses:
             return
         self._given_up.discard(name)
         trouble = self._poses.add(stamp_ns, received_ns)
-        if trouble and stamp_ns <= 0:
+        if stamp_ns <= 0:
             self.n_invalid_poses += 1
             return
-        if trouble:
-            for each in self._tracks.values():
-                each.clear()
+        if trouble or stamp_ns < (track.newest_ns or 0):
+            self._forget()
+        self._pose_delay_ns = received_ns - stamp_ns
         fault = fault or pose_fault(matrix)
         self.n_invalid_poses += bool(fault)
         track.add(stamp_ns, None if fault else matrix, fault)
 
-    def image(self, image: Any, stamp_ns: int, received_ns: int, place: Place | None = None) -> None:
-        """Take an image; `take` gives it back. `place` is its own, where it brings one."""
-        fault = self._images.add(stamp_ns, received_ns)
-        if not fault and stamp_ns <= self._last_stamp_ns:
-            fault = f"time stamps went back by {(self._last_stamp_ns - stamp_ns) / 1e6:.0f} ms"
+    def image(self, image: Any, stamp_ns: int, received_ns: int, place: Place | None = None, fault: str = "") -> None:
+        """Take an image; `take` gives it back. `place` is its own, where it brings one; `fault` why it gets none."""
+        trouble = self._images.add(stamp_ns, received_ns)
+        if not trouble and stamp_ns <= self._last_stamp_ns:
+            trouble = f"time stamps went back by {(self._last_stamp_ns - stamp_ns) / 1e6:.0f} ms"
+            self._forget()
         self._last_stamp_ns = stamp_ns
-        self._waiting.append(_Waiting(image, stamp_ns, received_ns, fault, place))
+        self._waiting.append(_Waiting(image, stamp_ns, received_ns, trouble or fault, place))
+
+    def _forget(self) -> None:
+        for track in self._tracks.values():
+            track.clear()
 
     def take(self, now_ns: int, *, at_once: bool = False) -> list[Matched]:
         """Return the images, in their order, that have their pose or will not get one."""
@@ -143,7 +156,7 @@ class MatchPoses:
         chain = self._chain
         if chain is None:
             return Matched(image.image, *(image.place or (None, None)), late_ns)
-        reason = image.fault or self._skew()
+        reason = image.fault or self._skew(image)
         if reason:
             return Matched(image.image, Tracking(None, reason), None, late_ns)
         found = {name: track.at(image.stamp_ns, self._limits.max_gap_ns) for name, track in self._tracks.items()}
@@ -153,8 +166,9 @@ class MatchPoses:
         self._given_up |= awaited
         return Matched(image.image, *_compose(chain, found), late_ns)
 
-    def _skew(self) -> str:
-        skew_ns, limit_ns = self.skew_ns, self._limits.max_skew_ns
+    def _skew(self, image: _Waiting) -> str:
+        now_ns = image.received_ns - image.stamp_ns - self._pose_delay_ns if self._pose_delay_ns else 0
+        skew_ns, limit_ns = max(self.skew_ns, now_ns, key=abs), self._limits.max_skew_ns
         if abs(skew_ns) <= limit_ns:
             return ""
         return (

@@ -158,10 +158,12 @@ class Clock:
     The difference between receipt (our clock) and time stamp (theirs) is the offset of the clocks and the way of the
     message, which is never shorter than at its best. So the offset is taken from the smallest difference in each half
     second of the last ten; of these the lower quartile, so that single wrong stamps do not move it.
-    A difference that is another by over a second is a jump: of their clock, or of the way. All begins anew then.
+    A message that is late by over a second, or earlier than one can be by over `early_ns`, is a jump: of their clock,
+    or of the way. All begins anew then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, early_ns: int = JUMP_NS) -> None:
+        self._early_ns = early_ns
         self._smallest: deque[list[int]] = deque(maxlen=_MOST_BUCKETS)  # [bucket, difference]
         self.n_jumps = 0
 
@@ -176,7 +178,7 @@ class Clock:
         if stamp_ns <= 0:
             return "no time stamp"
         difference, offset_ns, jump = received_ns - stamp_ns, self.offset_ns, ""
-        if offset_ns is not None and abs(difference - offset_ns) > JUMP_NS:
+        if offset_ns is not None and not -self._early_ns <= difference - offset_ns <= JUMP_NS:
             self._smallest.clear()
             self.n_jumps += 1
             jump = f"time stamps jumped by {(offset_ns - difference) / 1e9:+.1f} s"

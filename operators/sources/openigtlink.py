@@ -22,7 +22,7 @@ from appliance.frames import Message
 from appliance.recorder import Recorded, Recorder
 from appliance.ultrasound.clip import Clip
 from appliance.ultrasound.match_poses import Chain, Limits, Matched
-from appliance.ultrasound.place_image import calibration, sizes_only, split
+from appliance.ultrasound.place_image import calibration
 from appliance.ultrasound_session import Session, SessionOptions
 from operators import Emit, OperatorSettings
 
@@ -46,6 +46,7 @@ class Settings(OperatorSettings):
     image_to_probe: tuple[float, ...] = Field(
         (), description="Calibration: 12 or 16 numbers row by row, pixel (or mm, with `pixel_mm`) to probe, as in PLUS."
     )
+    image_px: tuple[int, ...] = Field((), description="Size that the calibration is for, x and y. Empty: not checked.")
     pixel_mm: tuple[float, ...] = Field(
         (), description="Size of a pixel in mm, x and y. Empty: as the calibration or the images say."
     )
@@ -65,8 +66,9 @@ class Settings(OperatorSettings):
             raise ValueError("placed images need no poses; take `probe` and `tracker_host` out, or `placed`")
         if bool(self.probe) != bool(self.image_to_probe) or ((self.reference or self.tools) and not self.probe):
             raise ValueError("`probe` and `image_to_probe` go together, and `reference` and `tools` need both")
-        if len(self.pixel_mm) not in (0, 2) or not all(0 < size < 100 for size in self.pixel_mm):
-            raise ValueError(f"pixel_mm {self.pixel_mm} is not two sizes in mm")
+        for name, sizes in {"pixel_mm": self.pixel_mm, "image_px": self.image_px}.items():
+            if len(sizes) not in (0, 2) or not all(0 < size < 65536 for size in sizes):
+                raise ValueError(f"{name} {sizes} is not two sizes, of x and y")
         self.chain()
         return self
 
@@ -75,12 +77,8 @@ class Settings(OperatorSettings):
         if not self.probe:
             return None
         tools = {name: transform[:20] for name, transform in self.tools.items()}
-        return Chain(self.probe[:20], calibration(self.image_to_probe, self.pixel_mm), self.reference[:20], tools)
-
-    def pixel_sizes(self) -> tuple[float, ...]:
-        """Size of a pixel in mm, x and y, as far as the settings say."""
-        chain = self.chain()
-        return tuple(sizes_only(split(chain.to_probe)[1]).diagonal()[:2].tolist()) if chain else self.pixel_mm
+        to_probe = calibration(self.image_to_probe, self.pixel_mm)
+        return Chain(self.probe[:20], to_probe, self.reference[:20], tools, self.image_px)
 
     def options(self) -> SessionOptions:
         """The same for the session."""
@@ -97,8 +95,9 @@ class OpenIGTLinkSource:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self._settings, self._context = settings, context
-        source = f"openigtlink {settings.host}:{settings.port}"
-        self._clip = Clip(context.pipeline, source, settings.pixel_sizes(), int(settings.max_late_ms * 1e6))
+        source, chain = f"openigtlink {settings.host}:{settings.port}", settings.chain()
+        pixel_mm = chain.pixel_mm if chain else settings.pixel_mm
+        self._clip = Clip(context.pipeline, source, pixel_mm, int(settings.max_late_ms * 1e6))
         self._session = Session(settings.options(), self._told, Recorder(settings.record, "openigtlink", context))
         self._stopping = threading.Event()
         self._n_refused, self._shown_s = 0, 0.0

@@ -155,6 +155,7 @@ def test_a_tool_that_is_not_seen_leaves_the_image_its_place():
         (lambda m: m @ np.diag([1, 1, 1.5, 1]), "scaled"),
         (lambda m: m @ np.diag([1, 1, -1, 1]), "mirrored"),
         (lambda m: m + np.eye(4, k=1) * 0.2, "sheared|scaled"),
+        (lambda m: m + np.eye(4, k=3) * 1e6, "it is 1e.06 mm away, farther than any tracker sees"),
         (lambda m: np.eye(4), "the identity, which stands for not seen"),
     ],
 )
@@ -251,6 +252,37 @@ def test_a_clock_that_jumps_places_no_image_wrongly(whose, jump_ms):
     assert match.n_jumps == (2 if whose == "both" else 1)
 
 
+@pytest.mark.parametrize("step_ms", [400, -400, 80, -80])
+@pytest.mark.parametrize("whose", ["images", "poses", "both"])
+def test_a_clock_that_is_set_by_less_than_a_second_places_no_image_wrongly(whose, step_ms):
+    match, found = matcher(), []
+    for n in range(400):
+        clock_ms = step_ms if n >= 100 else 0
+        track(match, 10 * n, clock_ms=clock_ms if whose != "images" else 0)
+        if n % 3 == 1:
+            show(match, 10 * n - 5, way_ms=6, clock_ms=clock_ms if whose != "poses" else 0)
+        found += match.take((10 * n + 2) * MS)
+    found += match.take(0, at_once=True)
+    assert len(found) == 133
+    for each in found:
+        if each.affine is not None:
+            expected = LPS @ np.linalg.inv(pose(each.image, 1)) @ pose(each.image, 0) @ IMAGE_TO_PROBE
+            np.testing.assert_allclose(each.affine[:3, 3], expected[:3, 3], atol=0.05)
+    placed = [each.affine is not None for each in found]
+    assert all(placed[2:32]), "before the step"
+    assert all(placed[-60:]) == (whose == "both") and any(placed[-60:]) == (whose == "both")
+
+
+def test_what_is_held_up_together_is_matched_all_the_same():
+    match, found = matcher(), []
+    for time_ms in range(0, 900, 30):
+        held_ms = 300 if time_ms > 600 else 0
+        track(match, time_ms, way_ms=2 + held_ms)
+        show(match, time_ms, way_ms=5 + held_ms)
+        found += match.take(0)
+    assert all(each.affine is not None for each in found) and found[-1].late_ns == 300 * MS
+
+
 @pytest.mark.parametrize(("stamp_ms", "reason"), [(0, "no time stamp"), (90, "time stamps went back by 10 ms")])
 def test_an_image_whose_stamp_says_nothing_has_no_place(stamp_ms, reason):
     match = matcher()
@@ -258,9 +290,12 @@ def test_an_image_whose_stamp_says_nothing_has_no_place(stamp_ms, reason):
     show(match, 100)
     match.image("x", stamp_ms and UTC + stamp_ms * MS, 120 * MS)
     show(match, 130)
-    first, bad, last = match.take(300 * MS)
+    track(match, 300, 330)
+    show(match, 310)
+    first, bad, _, last = match.take(400 * MS)
     assert bad.tracking.reason == reason and bad.affine is None
-    assert first.affine is not None and last.affine is not None
+    assert last.affine is not None
+    assert (first.affine is None) == bool(stamp_ms), "which of them had the wrong time nobody knows"
 
 
 def test_an_image_held_up_on_its_way_says_how_long():

@@ -163,6 +163,26 @@ def test_what_the_sender_says_of_a_pose_counts(start):
     assert appliance.of(Frame)[0].tracking.reason == "ProbeToTracker: its sender says MISSING"
 
 
+def test_a_picture_that_the_calibration_is_not_for_has_no_place(start):
+    """The depth was changed: the same probe, other pixels."""
+    appliance = start(**TRACKED, image_px=[300, 256])
+    picture = phantom.picture(0.3)
+    assert appliance.show(picture).tracking.image_to_reference is not None
+    smaller = phantom.TrackedPicture(picture.array[:200], picture.transforms)
+    frame = appliance.show(smaller)
+    assert frame.tracking.reason == "the picture has 300 x 200 pixels, the calibration is for (300, 256)"
+    for pixel_mm, placed in [(0.2, True), (0.15, False), (1.0, True)]:
+        n, now_ns = len(appliance.of(Frame)), time.time_ns()
+        poses = [Message(Transform(m), name, now_ns) for name, m in picture.transforms.items()]
+        sized = LPS @ np.diag([pixel_mm, pixel_mm, 1, 1])
+        appliance.send(image(picture.array[None], affine=sized, time_ns=now_ns), *poses)
+        appliance.until(lambda n=n: len(appliance.of(Frame)) > n)
+        frame = appliance.of(Frame)[-1]
+        assert (frame.tracking.image_to_reference is not None) == placed
+    told = [mark.reason for frame in appliance.of(Frame) for mark in frame.marks]
+    assert "0.150 x 0.150 mm and 0.200 x 0.200 mm; calibrate for this depth" in told[-1]
+
+
 def as_tdata(picture, time_ns):
     tools = tuple(Tool(name, matrix) for name, matrix in picture.transforms.items())
     return Message(TrackingData(tools), "Tracker", time_ns)
@@ -310,8 +330,9 @@ def test_the_newest_image_wins_and_what_is_left_out_is_counted(start):
         ({**TRACKED, "placed": True}, "placed images need no poses"),
         ({**TRACKED, "image_to_probe": [1.0] * 11}, "11 numbers; a calibration has 12"),
         ({**TRACKED, "image_to_probe": [0.0] * 12}, "no length or the same direction"),
-        ({"pixel_mm": [0.2]}, "is not two sizes in mm"),
-        ({"pixel_mm": [0.2, -0.2]}, "is not two sizes in mm"),
+        ({**TRACKED, "image_px": [640, -480]}, "image_px .* is not two sizes, of x and y"),
+        ({"pixel_mm": [0.2]}, "is not two sizes, of x and y"),
+        ({"pixel_mm": [0.2, -0.2]}, "is not two sizes, of x and y"),
     ],
 )
 def test_settings_that_cannot_be_are_told(settings, words):
