@@ -8,7 +8,6 @@ ever mirrored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -139,17 +138,17 @@ def panes(view: View, affine: Vector, shape: Sequence[int]) -> list[Pane]:
     """Return the panes of `view` of a volume of `shape` (z, y, x)."""
     last = np.array(shape[::-1], np.float64) - 1
     middle = affine[:3, :3] @ (last / 2) + affine[:3, 3]
-    size_mm = math.sqrt(float(((np.abs(affine[:3, :3]) @ (last + 1)) ** 2).sum()))
+    sides_mm = np.abs(affine[:3, :3]) @ (last + 1)  # of the box along LPS around it
     at = middle if view.at_mm is None else np.array(view.at_mm)
     camera = _FRONT @ _rotation(view.rotation).T
     if view.mode != "slices":
-        pixel = size_mm / min(view.width, view.height) / view.zoom
+        pixel = 0.8 * float(np.linalg.norm(sides_mm)) / min(view.width, view.height) / view.zoom  # corners are air
         kind: Literal["volume", "mip", "slice"] = "slice" if view.mode == "oblique" else view.mode
         centre = at if view.mode == "oblique" else middle
         centre = centre + camera[0] * view.pan_mm[0] + camera[1] * view.pan_mm[1]
         return [Pane(view.mode, kind, 0, 0, view.width, view.height, camera, centre, pixel)]
     width, height = view.width // 2 // UNIT * UNIT, view.height // 2 // UNIT * UNIT
-    pixel = size_mm / min(width, height) / view.zoom
+    pixel = 1.15 * float(sides_mm.max()) / min(width, height) / view.zoom  # with room for the letters
     found = []
     for n, (name, axes) in enumerate([*_PLANES.items(), ("volume", camera)]):
         centre = middle + axes[0] * view.pan_mm[0] + axes[1] * view.pan_mm[1]

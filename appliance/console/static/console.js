@@ -9,6 +9,7 @@ import { showPerson } from "./session.js";
 // nothing that is wrong in one view touches another. `named`: not for a display that nobody has signed in at.
 const ALL_VIEWS = [
   { name: "live", title: "Live", key: "1" },
+  { name: "volume", title: "3D", key: "2" },
   { name: "today", title: "Today", key: "3", named: true },
   { name: "delivery", title: "Delivery", key: "4", named: true },
   { name: "system", title: "System", key: "5", named: true },

@@ -85,11 +85,15 @@ class Live extends EventTarget {
   // Age of the newest image in ms, from its last byte at the box to now, network and waiting included. The clock
   // of the box is taken from the quickest ping, and the whole of its round trip is counted: never too young.
   age() {
-    if (!this.header) return null;
+    return this.header && this.ageOf(this.header, this.arrived);
+  }
+
+  // The same of anything that came from the box, here at `arrived`.
+  ageOf({ received_ns, sent_ns }, arrived) {
     const now = performance.now();
     const best = this.pings.reduce((a, b) => (a && a.trip <= b.trip ? a : b), null);
-    if (best) return best.serverMs + (now - best.sent) - this.header.received_ns / 1e6;
-    return (this.header.sent_ns - this.header.received_ns) / 1e6 + (now - this.arrived);
+    if (best) return best.serverMs + (now - best.sent) - received_ns / 1e6;
+    return (sent_ns - received_ns) / 1e6 + (now - arrived);
   }
 
   // What a person must know now: [class, word, sentence].

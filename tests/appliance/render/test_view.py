@@ -28,7 +28,15 @@ def test_a_marker_appears_where_the_header_says(mode, grid):
     of = marked(affine, at)
     for turn, quality in ((TURNS[0], SHARP), (TURNS[1], DRAFTS[1]), (TURNS[2], FINEST)):
         seen = picture(
-            of, quality, mode=mode, preset="bone", rotation=list(turn), width=400, height=400, at_mm=at.tolist(), zoom=2
+            of,
+            quality,
+            mode=mode,
+            preset="bone",
+            rotation=list(turn),
+            width=400,
+            height=400,
+            at_mm=at.tolist(),
+            zoom=1.3,
         )
         for pane in seen.panes:
             said = pane.describe("CT")
