@@ -31,7 +31,8 @@ class Newest:
     def __init__(self, run_dir: Path, pipelines: Iterable[str]) -> None:
         self.pipelines = tuple(pipelines)
         self.previews: dict[str, Preview] = {}
-        self._processes = ("daemon", "receiver", "deliverer", *(f"pipeline-{name}" for name in self.pipelines))
+        pipelines = (f"pipeline-{name}" for name in self.pipelines)
+        self._processes = ("daemon", "receiver", "deliverer", "console", *pipelines)  # its own alarms are shown too
         self._statuses: dict[str, tuple[float, dict[str, Any]]] = {}
         self._watching: dict[str, set[asyncio.Event]] = {name: set() for name in self.pipelines}
         topics = [(process, "status") for process in self._processes]

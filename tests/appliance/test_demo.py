@@ -4,6 +4,7 @@
 import copy
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def test_the_demo_loses_nothing_and_finds_just_what_was_planted(tmp_path):
     assert "-- the PACS goes away --" in done.stdout
     assert "coil 5 gives no data" in done.stdout
     assert "every image is accounted for" in done.stdout
+    assert re.search(r"sign in {7}as demo with password [\w-]{16} for more than the live image\n", done.stdout)
     assert demo.is_good(result)
     for part, name, wrong in (
         ("frames", "in", 119),

@@ -79,7 +79,7 @@ class Bench:
         run_dir = self.settings.site.sockets
         self.previews = Publisher(run_dir, "pipeline-mri-live", "preview")
         self.statuses = {
-            name: Publisher(run_dir, name, "status") for name in ("pipeline-mri-live", "daemon", "deliverer")
+            name: Publisher(run_dir, name, "status") for name in ("pipeline-mri-live", "daemon", "deliverer", "console")
         }
         self._thread = threading.Thread(target=run, args=(self.settings, self.process))
         self._thread.start()

@@ -160,3 +160,14 @@ def test_an_audit_that_cannot_be_written_raises_an_alarm_and_people_still_come_i
     database.rmdir()
     strict.sign_in("viewer")
     assert strict.process.alarms["audit"] == ""
+
+
+def test_the_page_is_told_of_the_consoles_own_alarms(strict):
+    signed = strict.sign_in("viewer")
+
+    def told():
+        strict.tell("console", alarms={"audit": "sign-ins are not in the audit"})
+        alarms = json.loads(strict.ask("GET", "/api/status", **signed.headers)[1])["alarms"]
+        return [(alarm["process"], alarm["key"], alarm["text"]) for alarm in alarms]
+
+    assert until(told) == [("console", "audit", "sign-ins are not in the audit")]

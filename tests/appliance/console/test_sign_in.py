@@ -77,7 +77,19 @@ def test_signing_in_and_out_is_audited_and_the_cookie_is_strict(strict):
     ]
 
 
+def test_no_log_line_has_a_session_in_it(strict, caplog):
+    caplog.set_level("INFO")  # as in the appliance
+    signed = strict.sign_in("viewer")
+    with live(strict, Cookie=signed.cookie) as page:
+        page.ping().wait(PATIENCE_S)
+    strict.ask("POST", "/api/sign-out", "", **signed.headers)
+    assert "sign-out: viewer from 127.0.0.1" in caplog.text
+    for secret in (signed.cookie.partition("=")[2], signed.csrf, PASSWORDS["viewer"]):
+        assert secret not in caplog.text
+
+
 def test_a_failed_sign_in_is_audited_without_what_was_typed(strict, caplog):
+    caplog.set_level("INFO")
     typed = ("viewer", "secret typed wrong"), ("SecretInTheNameField", "x"), ("viewer", ""), ("", "")
     answers = [strict.try_sign_in(*one) for one in typed]
     error = "sign-in: name or password is wrong; try again, or ask an engineer for a new password"
