@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from appliance import config
@@ -26,6 +27,7 @@ def run_child(kind: str, name: str | None, config_file: Path, parent_pid: int | 
         log.error("%s", error)
         return 1
     child.stop_on_signals()
+    keep_compiled(settings.site.data_dir)
     try:
         return _do(kind, name, settings, child)
     except ConfigError as error:
@@ -36,6 +38,13 @@ def run_child(kind: str, name: str | None, config_file: Path, parent_pid: int | 
         return 1
     finally:
         child.close()
+
+
+def keep_compiled(data_dir: Path) -> None:
+    """Have numba keep what it compiles in `data_dir`, where it may not write beside the source: an installed
+    appliance. It does not start without such a place."""
+    if not os.access(Path(__file__).parent, os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "compiled"))
 
 
 def _do(kind: str, name: str | None, settings: Settings, child: Child) -> int:

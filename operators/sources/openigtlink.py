@@ -54,7 +54,7 @@ class Settings(OperatorSettings):
     tracker_port: int = Field(18944, ge=1, le=65535, description="TCP port of `tracker_host`.")
     max_skew_ms: float = Field(50, gt=0, le=1000, description="Largest difference in delay of images and poses, in ms.")
     max_gap_ms: float = Field(100, gt=0, le=1000, description="Longest time between two poses around an image, in ms.")
-    wait_ms: float = Field(20, ge=0, le=200, description="Longest time an image waits for the pose after it, in ms.")
+    wait_ms: float = Field(50, ge=0, le=200, description="Longest time an image waits for the pose after it, in ms.")
     max_late_ms: float = Field(200, gt=0, le=10_000, description="Delay beyond the usual that marks an image, in ms.")
     silence_s: float = Field(5.0, gt=0, le=3600, description="A clip without an image for so long has ended, in s.")
     max_image_mb: int = Field(16, ge=1, le=1024, description="Largest image taken, in MiB.")
