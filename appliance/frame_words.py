@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from appliance.frames import Frame
+from appliance.frames import Frame, Mark
 
 
 def metadata(frame: Frame) -> dict[str, str]:
@@ -23,5 +23,11 @@ def metadata(frame: Frame) -> dict[str, str]:
 
 def remarks(frame: Frame) -> str:
     """Return marks and findings, one on a line, for displays that show text only."""
-    lines = [f"UNPROCESSED by {mark.stage}: {mark.reason}" for mark in frame.marks]
+    lines = [_words_of(mark) for mark in frame.marks]
     return "\n".join(lines + [f"{f.severity.upper()}: {f.message}" for f in frame.findings]) or "no remarks"
+
+
+def _words_of(mark: Mark) -> str:
+    if mark.stage == "tracking":  # the image is as it should be, its place in the room is not known
+        return f"TRACKING INVALID: {mark.reason}"
+    return f"UNPROCESSED by {mark.stage}: {mark.reason}"

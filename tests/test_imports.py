@@ -35,6 +35,7 @@ LAYERS = [
         "appliance/ultrasound_session.py", "appliance/assemble_volumes.py", "appliance/assemblers.py",
         "appliance/render/",
         "appliance/http_deadline.py", "appliance/kernels/", "appliance/frame_words.py",
+        "appliance/igtl_frames.py",
         "appliance/recording.py", "appliance/recorder.py",
     ),
     ("operators/sources/", "operators/stages/", "operators/sinks/"),

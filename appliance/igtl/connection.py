@@ -35,7 +35,8 @@ class Connection:
     max_body_bytes
         A longer message is a PeerError before any of it is kept; 1 MiB for types that never are long.
     wanted
-        Message types to decode; None: all that we understand. Others are counted through and never kept.
+        Message types to decode, or their first four letters ("GET_"); None: all that we understand. Others are
+        counted through and never kept.
     """
 
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES, wanted: Collection[str] | None = None) -> None:
@@ -121,7 +122,7 @@ class Connection:
         self._scratch[: self._n_scratch] = bytes(data[at:])
 
     def _wants(self, kind: str) -> bool:
-        return understands(kind) if self._wanted is None else kind in self._wanted
+        return understands(kind) if self._wanted is None else kind in self._wanted or kind[:4] in self._wanted
 
     def _check_length(self, header: Header) -> None:
         bulk = header.type in _BULK or not self._wants(header.type)

@@ -59,15 +59,20 @@ def remarks(pixels: Array, n_clipped: int) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def to_uint16(image: Array, scale: float) -> tuple[NDArray[np.uint16] | Array, int]:
-    """Return ``round(image * scale)`` as uint16 on the same device, and how many pixels were clipped.
+def to_integers(image: Array, scale: float, dtype: type[np.integer]) -> tuple[Array, int]:
+    """Return ``round(image * scale)`` as `dtype` on the same device, and how many pixels were clipped.
 
-    Values below 0 and above 65535 are clipped; NaN becomes 0 and counts as clipped.
+    Values outside the range of `dtype` are clipped; NaN becomes 0 and counts as clipped.
     """
-    xp = namespace(image)
+    xp, limits = namespace(image), np.iinfo(dtype)
     scaled = xp.rint(image * xp.float32(scale))
-    kept = (scaled >= 0) & (scaled <= 65535)
+    kept = (scaled >= limits.min) & (scaled <= limits.max)
     n_clipped = int(kept.size - xp.count_nonzero(kept))
     if n_clipped:
-        scaled = xp.clip(xp.where(xp.isnan(scaled), 0, scaled), 0, 65535)
-    return scaled.astype(xp.uint16), n_clipped
+        scaled = xp.clip(xp.where(xp.isnan(scaled), 0, scaled), limits.min, limits.max)
+    return scaled.astype(dtype), n_clipped
+
+
+def to_uint16(image: Array, scale: float) -> tuple[NDArray[np.uint16] | Array, int]:
+    """`to_integers` of 16 bits without a sign: magnitudes."""
+    return to_integers(image, scale, np.uint16)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send live images to displays and navigation: OpenIGTLink IMAGE, STATUS and STRING, newest wins.
+"""Send live images to displays and navigation: OpenIGTLink IMAGE, TRANSFORM, STATUS and STRING, newest wins.
 
-In:  (y, x) or (z, y, x) float32, host
-Out: IMAGE per frame, and one of what was removed if asked for; STATUS live, stale or ended, and as keep-alive;
-     STRING when marks or findings change
+In:  (y, x) or (z, y, x) float32, host; tracking where the images have a place in the room
+Out: IMAGE per frame, one of what was removed if asked for, one TRANSFORM for each tracked tool; STATUS live, stale,
+     tracking invalid or ended, and as keep-alive; STRING when marks or findings change
 
 3D Slicer drops the time and the metadata of messages: what must be known is said in STATUS and STRING too.
 Reference: OpenIGTLink protocol 2 and 3, http://openigtlink.org/developers/spec.html
@@ -14,21 +14,15 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 
 from appliance.context import Context
-from appliance.frame_words import metadata, remarks
 from appliance.frames import End, Frame, Scan
-from appliance.igtl import Image, Message, Status, Text, encode
-from appliance.igtl.messages import Content
-from appliance.igtl.words import CONNECTION_LOST, OK, SHUTTING_DOWN
+from appliance.igtl import Status
+from appliance.igtl.words import CONNECTION_LOST, NOT_READY, OK, SHUTTING_DOWN
+from appliance.igtl_frames import FramePackets, ImageType, tracking_fault
 from appliance.igtl_server import DisplayServer, Packets
-from appliance.imaging.quantise import ScanScale, to_uint16
 from operators import OperatorSettings
-
-
-def _as_volume(array: Any) -> Any:
-    return array.reshape(-1, *array.shape[-2:])
 
 
 class Settings(OperatorSettings):
@@ -38,11 +32,20 @@ class Settings(OperatorSettings):
         description="Address to listen on. OpenIGTLink has no sign-in and no encryption, so opening it to a network "
         "is for the site to decide: name the address of the network that the displays are on.",
     )
+    allow: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Addresses or networks (CIDR) of displays. Empty: all that reach `bind`.",
+        examples=["192.0.2.0/28"],
+    )
     device_name: str = Field("nearscan", min_length=1, max_length=20, description="Device name in every message.")
     removed_name: str = Field(
         "", max_length=20, description="Device name for images of what was removed, float32. Empty: they are not sent."
     )
-    image_type: Literal["uint16", "float32"] = Field("uint16", description="Pixel type on the wire.")
+    image_type: ImageType = Field(
+        "auto",
+        description="Pixels on the wire. auto: int16 (MR by one scale for a scan, CT in Hounsfield units) or uint8 "
+        "(ultrasound), rounded; float32: as they are.",
+    )
     protocol: Literal[2, 3] = Field(
         2, description="3 adds metadata (age, models, marks) to every image; readers older than 2016 cannot take it."
     )
@@ -56,25 +59,31 @@ class OpenIGTLink:
     """The sink: says what to send; the server does the sending."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self._settings, self._alarm = settings, context.alarm
+        self._settings = settings
         self._running: set[str] = set()
         self._ended = Status(OK, "IDLE", "no scan running")
-        self._scales: dict[str, ScanScale] = {}
-        self._newest, self._newest_ns = "", 0  # what came last, and when (CLOCK_MONOTONIC)
-        self._n_frames = self._n_clipped = 0
-        self._said, self._said_s, self._told = "", 0.0, ""
-        limits = (settings.send_timeout_s, settings.max_displays)
-        self._server = DisplayServer(settings.bind, settings.port, self._packets, self._idle, *limits)
+        self._newest, self._newest_ns, self._fault = "", 0, ""  # what came last, when (CLOCK_MONOTONIC), its tracking
+        self._n_frames = self._n_untracked = 0
+        self._said, self._said_s = "", 0.0
+        version = settings.protocol - 1  # protocol 3 came with header version 2
+        names = (settings.device_name, settings.removed_name)
+        self._packets = FramePackets(*names, settings.image_type, version, context.alarm)
+        self._server = DisplayServer(
+            *(settings.bind, settings.port, self._encode, self._idle, settings.send_timeout_s, settings.max_displays),
+            types=("IMAGE", "TRANSFORM", "TDATA", "STATUS", "STRING"),
+            allow=settings.allow,
+        )
 
     def begin(self, scan: Scan) -> None:
-        running = {key: scale for key, scale in self._scales.items() if key in self._running}
-        self._scales = {**running, scan.scan_id: ScanScale()}  # replaced whole: the server's thread reads it
-        self._newest, self._newest_ns = "scan began", time.monotonic_ns()
+        self._packets.begin(scan, self._running)
+        self._newest, self._newest_ns, self._fault = "scan began", time.monotonic_ns(), ""
         self._running.add(scan.scan_id)
         self._server.wake()
 
     def frame(self, frame: Frame) -> None:
         self._n_frames += 1
+        self._fault = tracking_fault(frame.tracking)
+        self._n_untracked += bool(self._fault)
         self._newest, self._newest_ns = "newest image", frame.received_ns
         self._server.put(frame)
 
@@ -86,41 +95,15 @@ class OpenIGTLink:
 
     def close(self) -> None:
         """Tell the displays and hang up."""
-        self._server.close({"STATUS": self._message(Status(SHUTTING_DOWN, "SHUTDOWN", "nearscan stops"))})
+        self._server.close({"STATUS": self._packets.message(Status(SHUTTING_DOWN, "SHUTDOWN", "nearscan stops"))})
 
     def status(self) -> dict[str, Any]:
-        return {"frames": self._n_frames, "clipped_pixels": self._n_clipped, **self._server.status()}
+        counts = {"clipped_pixels": self._packets.n_clipped, "untracked_frames": self._n_untracked}
+        return {"frames": self._n_frames, **counts, **self._server.status()}
 
-    def _packets(self, frame: Frame) -> Packets:
-        try:
-            image = Image(self._pixels(frame), frame.affine)
-            packets = {"IMAGE": self._message(image, frame.acquired_ns, metadata(frame))}
-        except ValueError as error:
-            self._alarm("openigtlink", str(error))
-            return {}
-        if self._settings.removed_name and frame.original is not None and frame.original.shape == frame.array.shape:
-            removed = _as_volume(frame.original - frame.array)
-            image, name = Image(removed, frame.affine), self._settings.removed_name
-            packets["IMAGE removed"] = self._message(image, frame.acquired_ns, name=name)
-        text = remarks(frame)
-        if text != self._told:
-            self._told = text
-            packets = {"STRING": self._message(Text(text), frame.acquired_ns), **packets}
-        return packets
-
-    def _pixels(self, frame: Frame) -> Any:
-        array = frame.array
-        if self._settings.image_type == "uint16":
-            array, n_clipped = to_uint16(array, self._scales.get(frame.scan_id, ScanScale()).of(array))
-            self._n_clipped += n_clipped
-        return _as_volume(array)
-
-    def _message(
-        self, content: Content, time_ns: int = 0, metadata: dict[str, str] | None = None, name: str = ""
-    ) -> bytes:
-        version = self._settings.protocol - 1  # protocol 3 came with header version 2
-        device = name or self._settings.device_name
-        return encode(Message(content, device, time_ns or time.time_ns(), version, metadata or {}))
+    def _encode(self, frame: Frame) -> Packets:
+        before, _ = self._idle()  # a change of state goes out in front of the image that it is about
+        return {**before, **self._packets.encode(frame)}
 
     def _idle(self) -> tuple[Packets, float]:
         now_s, age_ms = time.monotonic(), (time.monotonic_ns() - self._newest_ns) / 1e6
@@ -128,15 +111,20 @@ class OpenIGTLink:
         status = self._ended if not self._running else self._live(age_ms)
         packets = {}
         if status.name != self._said or now_s - self._said_s >= self._settings.keepalive_s:
-            packets["STATUS"] = self._message(status)
+            packets["STATUS"] = self._packets.message(status)
             self._said, self._said_s = status.name, now_s
         wait_s = self._said_s + self._settings.keepalive_s - now_s
-        return packets, min(wait_s, until_stale_s) if status.name == "LIVE" else wait_s
+        if status.name == "STALE":
+            self._server.forget_frame()  # who reads on now is not shown an image of before as if it were new
+            return packets, wait_s
+        return packets, min(wait_s, until_stale_s) if self._running else wait_s
 
     def _live(self, age_ms: float) -> Status:
-        if age_ms < self._settings.stale_ms:
-            return Status(OK, "LIVE", f"live, {self._newest} {int(age_ms)} ms ago", int(age_ms))
-        return Status(CONNECTION_LOST, "STALE", f"no live data since {int(age_ms)} ms", int(age_ms))
+        if age_ms >= self._settings.stale_ms:
+            return Status(CONNECTION_LOST, "STALE", f"no live data since {int(age_ms)} ms", int(age_ms))
+        if fault := self._fault:
+            return Status(NOT_READY, "TRACKING INVALID", f"tracking invalid: {fault}", int(age_ms))
+        return Status(OK, "LIVE", f"live, {self._newest} {int(age_ms)} ms ago", int(age_ms))
 
 
 def make(settings: Settings, context: Context) -> OpenIGTLink:

@@ -2,7 +2,6 @@
 """The OpenIGTLink client over loopback: servers that come, go, fall silent and vanish."""
 
 import contextlib
-import ctypes
 import itertools
 import socket
 import struct
@@ -11,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from displays import PATIENCE_S, lose_every_packet
 
 from appliance.igtl import Connection, Image, Message, Query, Status, Text, Transform, encode
 from appliance.igtl_client import Client
 
-PATIENCE_S = 20
 HELLO = Message(Text("hello"), "peer", 1_700_000_000_000_000_000)
 
 
@@ -53,12 +52,6 @@ class Heard:
     def wait(self, condition):
         with self.changed:
             assert self.changed.wait_for(condition, PATIENCE_S), (self.messages, self.states)
-
-
-def lose_every_packet(sock):
-    """From now on `sock` hears nothing and so acknowledges nothing: what a half-open peer looks like from afar."""
-    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one BPF instruction: return 0 bytes
-    sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 1, ctypes.addressof(drop_all)))  # SO_ATTACH_FILTER
 
 
 @pytest.fixture

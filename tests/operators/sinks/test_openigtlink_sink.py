@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenIGTLink sink and its server over loopback: displays of every temper."""
 
-import contextlib
 import socket
 import subprocess
 import time
@@ -10,94 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyigtl
 import pytest
+from displays import AFFINE, PATIENCE_S, frame, scan, until
 
 from appliance.context import Context
 from appliance.errors import ConfigError
-from appliance.frames import Applied, End, Finding, Frame, Mark, Scan
-from appliance.igtl import Capability, Connection, Image, Message, Query, Status, Text, encode
+from appliance.frames import Applied, End, Finding, Mark
+from appliance.igtl import Capability, Image, Message, Query, Status, Text, encode
 from operators.sinks.openigtlink import Settings, make
-
-AFFINE = np.array([[0.9, 0.1, 0.0, -80.0], [-0.12, 1.1, 0.3, 20.5], [0.05, -0.2, 4.0, 31.25], [0, 0, 0, 1.0]])
-PATIENCE_S = 20
-
-
-class Display:
-    """A display that reads."""
-
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
-        self.connection = Connection()
-        self.seen = []
-
-    def wait_for(self, wanted):
-        """Return the first message not yet waited for that `wanted` takes."""
-        while True:
-            while self.seen:
-                message = self.seen.pop(0)
-                if wanted(message):
-                    return message
-            data = self.socket.recv(1 << 20)
-            assert data, "the server hung up"
-            self.seen += self.connection.receive(data)
-
-    def status(self, name):
-        return self.wait_for(lambda m: isinstance(m.content, Status) and m.content.name == name).content
-
-    def image(self):
-        return self.wait_for(lambda m: isinstance(m.content, Image))
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def connect():
-    """Connect displays that are hung up after the test."""
-    with contextlib.ExitStack() as stack:
-
-        def connect(port):
-            display = Display(port)
-            stack.enter_context(display.socket)
-            return display
-
-        yield connect
-
-
-@pytest.fixture
-def start(tmp_path):
-    sinks, alarms = [], {}
-
-    def start(**settings):
-        sink = make(Settings(port=0, **settings), Context("p", tmp_path, tmp_path, alarm=alarms.__setitem__))
-        sink.alarms = alarms
-        sinks.append(sink)
-        return sink, sink.status()["port"]
-
-    yield start
-    for sink in sinks:
-        sink.close()
-
-
-def scan(scan_id="s1"):
-    return Scan(scan_id, "MR", ("y", "x"), (6, 5), "float32", time.time_ns())
-
-
-def frame(sequence=0, array=None, scan_id="s1", **kwargs):
-    array = np.arange(30, dtype=np.float32).reshape(6, 5) if array is None else array
-    return Frame(
-        scan_id=scan_id,
-        sequence=sequence,
-        array=array,
-        axes=("z", "y", "x")[-array.ndim :],
-        affine=AFFINE,
-        acquired_ns=1_700_000_000_000_000_000 + sequence,
-        received_ns=time.monotonic_ns(),
-        **kwargs,
-    )
 
 
 def test_what_was_removed_arrives_under_its_own_name(start, connect):
@@ -126,8 +44,8 @@ def test_an_image_arrives_with_its_geometry_time_and_grey_values(start, connect)
     message = display.image()
     np.testing.assert_allclose(message.content.affine, AFFINE, atol=2e-5)
     assert (message.version, message.device_name, message.time_ns) == (1, "nearscan", 1_700_000_000_000_000_000)
-    assert message.content.array.dtype == np.uint16
-    expected = np.rint(np.arange(30).reshape(1, 6, 5) * 8191 / 29)
+    assert message.content.array.dtype == np.int16
+    expected = np.rint(np.arange(30).reshape(1, 6, 5) * 4095.5 / 29)
     np.testing.assert_allclose(message.content.array, expected, atol=1)  # float32 rounding
 
 
@@ -137,9 +55,9 @@ def test_the_scale_stays_for_the_whole_scan(start, connect):
     display.status("IDLE")
     sink.begin(scan())
     sink.frame(frame(0, np.full((6, 5), 2, np.float32)))
-    assert display.image().content.array.max() == 8191
+    assert display.image().content.array.max() == 4096
     sink.frame(frame(1, np.full((6, 5), 1, np.float32)))
-    assert abs(int(display.image().content.array.max()) - 4096) <= 1
+    assert abs(int(display.image().content.array.max()) - 2048) <= 1
 
 
 def test_float_volumes_pass_unchanged(start, connect):
@@ -150,6 +68,65 @@ def test_float_volumes_pass_unchanged(start, connect):
     sink.begin(scan())
     sink.frame(frame(array=array))
     np.testing.assert_array_equal(display.image().content.array, array)
+
+
+@pytest.mark.parametrize(
+    ("modality", "dtype", "values"),
+    [
+        ("CT", np.int16, [-1024.0, -0.6, 0.0, 40.4, 3071.0]),  # Hounsfield units as they are
+        ("US", np.uint8, [0.0, 0.4, 1.0, 127.6, 255.0]),  # grey levels of the display as they are
+    ],
+)
+def test_pixels_with_a_meaning_keep_it(start, connect, modality, dtype, values):
+    sink, port = start()
+    display = connect(port)
+    display.status("IDLE")
+    sink.begin(scan(modality=modality))
+    array = np.resize(np.array(values, np.float32), (6, 5))
+    sink.frame(frame(array=array))
+    seen = display.image().content.array
+    assert seen.dtype == dtype
+    np.testing.assert_array_equal(seen[0], np.rint(array))
+    assert sink.status()["clipped_pixels"] == 0
+
+
+def test_values_below_zero_of_mr_are_kept(start, connect):
+    sink, port = start(protocol=3)
+    display = connect(port)
+    display.status("IDLE")
+    sink.begin(scan())
+    array = np.linspace(-2, 2, 30, dtype=np.float32).reshape(6, 5)
+    sink.frame(frame(array=array))
+    message = display.image()
+    scale = float(message.metadata["scale"])
+    np.testing.assert_allclose(message.content.array[0] / scale, array, atol=0.51 / scale)
+    assert message.content.array.min() < -4000
+
+
+@pytest.mark.parametrize(
+    ("modality", "values", "dtype"), [("US", [300.0, -1.0], "uint8"), ("CT", [40000.0, np.nan], "int16")]
+)
+def test_what_does_not_fit_is_told(start, connect, modality, values, dtype):
+    sink, port = start()
+    display = connect(port)
+    display.status("IDLE")
+    sink.begin(scan(modality=modality))
+    sink.frame(frame(array=np.array([values], np.float32)))
+    text = display.wait_for(lambda m: isinstance(m.content, Text)).content.text
+    assert text == f"CLIPPED: 2 pixels lie outside what {dtype} holds at this scale\nno remarks"
+    assert sink.status()["clipped_pixels"] == 2
+
+
+def test_a_scale_that_leaves_few_grey_levels_is_told(start, connect):
+    sink, port = start()
+    display = connect(port)
+    display.status("IDLE")
+    sink.begin(scan())
+    sink.frame(frame(array=np.full((6, 5), 1.0, np.float32)))
+    display.image()
+    sink.frame(frame(1, np.full((6, 5), 0.01, np.float32)))
+    text = display.wait_for(lambda m: isinstance(m.content, Text)).content.text
+    assert text.startswith("COARSE: only 41 grey levels are left by the scale of the scan's first image")
 
 
 def test_protocol_3_carries_what_was_done_with_the_image(start, connect):
@@ -168,6 +145,7 @@ def test_protocol_3_carries_what_was_done_with_the_image(start, connect):
         "models": "mr-denoise 0123456789ab",
         "unprocessed": "denoise: late",
         "findings": "",
+        "scale": "141.224138",
     }
 
 
