@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -113,7 +114,7 @@ class Client:
                     connected.sendall(self._queries)
                     self._n_connections += 1
                     self._say("connected")
-                    connected.settimeout(_POLL_S)
+                    connected.settimeout(None)  # one system call a read, and the kernel's time-out: see _prepare
                     self._read(connected)
             except (OSError, UnicodeError, PeerError) as error:  # UnicodeError: no name of a host
                 self._say(f"lost: {self._peer}: {error}; connecting again")
@@ -135,9 +136,7 @@ class Client:
         while not self._halt.is_set():
             try:
                 n_bytes = connected.recv_into(room := connection.room())
-            except TimeoutError as error:
-                if error.errno is not None:  # ETIMEDOUT, the kernel's: the peer is gone
-                    raise
+            except BlockingIOError:  # nothing for _POLL_S
                 self._listen(time.monotonic() - heard_s)
                 continue
             now_ns = time.monotonic_ns()
@@ -179,6 +178,8 @@ class Client:
 
 
 def _prepare(connected: socket.socket) -> None:
+    poll = struct.pack("ll", 0, int(_POLL_S * 1e6))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, poll)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import selectors
+import select
 import socket
 import threading
 import time
@@ -51,6 +51,7 @@ class _Display:
         self.since_s = time.monotonic()
         self.incoming = Connection(wanted={"GET_", "STT_", "STP_"})
         self.n_sent = self.n_dropped = 0  # images
+        self.is_watched = False  # for room to write
         self.began_s = 0.0  # when the message in `_rest` began
         self._stopped = {_ON_REQUEST}
         self._pace_s: dict[str, float] = {}
@@ -73,9 +74,12 @@ class _Display:
         now_s = time.monotonic()
         for slot, data in packets.items():
             kind = _kind(slot)
-            if kind in self._stopped or now_s < self._due_s.get(slot, 0.0):
+            if kind in self._stopped:
                 continue
-            self._due_s[slot] = now_s + self._pace_s.get(kind, 0.0)
+            if pace_s := self._pace_s.get(kind):
+                if now_s < self._due_s.get(slot, 0.0):
+                    continue
+                self._due_s[slot] = now_s + pace_s
             self._waiting.pop(slot, None)
             self._waiting[slot] = data
 
@@ -166,9 +170,9 @@ class DisplayServer:
         self._closing = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._listener.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wake_fd, selectors.EVENT_READ)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._epoll.register(self._wake_fd, select.EPOLLIN | select.EPOLLET)  # each write wakes; it is never read
         self._thread = threading.Thread(target=self._run, name="openigtlink", daemon=True)
         self._thread.start()
 
@@ -187,7 +191,8 @@ class DisplayServer:
     def forget_frame(self) -> None:
         """Send nothing more of the last item to who has not begun to take it. From `idle` only."""
         for display in self._displays.values():
-            display.forget_frame()
+            if display.is_behind:
+                display.forget_frame()
 
     def wake(self) -> None:
         """Have `idle` called now."""
@@ -214,8 +219,9 @@ class DisplayServer:
     def _run(self) -> None:
         wait_s = 0.0
         while not self._closing:
-            for key, events in self._selector.select(min(wait_s, _LONGEST_WAIT_S)):
-                self._serve(key, events)
+            for fd, events in self._epoll.poll(max(0.0, min(wait_s, _LONGEST_WAIT_S))):
+                if fd != self._wake_fd:
+                    self._serve(fd, events)
             with self._lock:
                 item, self._slot = self._slot, None
             if item is not None:
@@ -228,15 +234,13 @@ class DisplayServer:
         self._post(self._farewell)
         self._hang_up()
 
-    def _serve(self, key: selectors.SelectorKey, events: int) -> None:
-        if key.fileobj is self._listener:
+    def _serve(self, fd: int, events: int) -> None:
+        if fd == self._listener.fileno():
             self._accept()
-        elif key.fileobj == self._wake_fd:
-            os.eventfd_read(self._wake_fd)
-        elif (display := self._displays.get(key.fd)) is not None:
-            if events & selectors.EVENT_READ:
+        elif (display := self._displays.get(fd)) is not None:
+            if events & ~select.EPOLLOUT:  # to read, or gone
                 self._read(display)
-            if events & selectors.EVENT_WRITE and key.fd in self._displays:
+            if events & select.EPOLLOUT and fd in self._displays:
                 self._flush(display)
 
     def _accept(self) -> None:
@@ -259,7 +263,7 @@ class DisplayServer:
             connection.close()
             return
         display = self._displays[connection.fileno()] = _Display(connection, peer)
-        self._selector.register(connection, selectors.EVENT_READ)
+        self._epoll.register(connection, select.EPOLLIN)
         display.post(self._last)
         self._flush(display)
 
@@ -321,9 +325,9 @@ class DisplayServer:
             display.flush(time.monotonic())
         except OSError as error:
             return self._drop(display, str(error))
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if display.is_behind else 0)
-        if self._selector.get_key(display.socket).events != events:
-            self._selector.modify(display.socket, events)
+        if display.is_behind != display.is_watched:
+            display.is_watched = display.is_behind
+            self._epoll.modify(display.socket, select.EPOLLIN | (select.EPOLLOUT if display.is_behind else 0))
 
     def _drop_stuck(self, now_s: float) -> None:
         for display in list(self._displays.values()):
@@ -340,14 +344,14 @@ class DisplayServer:
             reason,
             display.n_sent,
         )
-        self._selector.unregister(display.socket)
+        self._epoll.unregister(display.socket)
         del self._displays[display.socket.fileno()]
         display.socket.close()
 
     def _hang_up(self) -> None:
         for display in list(self._displays.values()):
             self._drop(display, "we shut down")
-        self._selector.close()
+        self._epoll.close()
         self._listener.close()
 
 

@@ -122,7 +122,8 @@ class Connection:
         self._scratch[: self._n_scratch] = bytes(data[at:])
 
     def _wants(self, kind: str) -> bool:
-        return understands(kind) if self._wanted is None else kind in self._wanted or kind[:4] in self._wanted
+        wanted = self._wanted is None or kind in self._wanted or kind[:4] in self._wanted
+        return wanted and understands(kind)
 
     def _check_length(self, header: Header) -> None:
         bulk = header.type in _BULK or not self._wants(header.type)

@@ -8,8 +8,9 @@ Header version 1 belongs to protocol 1 and 2; header versions 2 and 3 add the ex
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import fastcrc
 
@@ -20,10 +21,10 @@ _HEADER = struct.Struct(">H12s20sQQQ")
 _EXTENDED = struct.Struct(">HHII")
 _ENTRY = struct.Struct(">HHI")  # of the metadata's index: key length, encoding of the value, value length
 HEADER_BYTES = _HEADER.size
+_crc64: Callable[[bytes | bytearray | memoryview, int], int] = fastcrc.crc64.ecma_182
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The 58 bytes in front of every message."""
 
     version: int
@@ -36,7 +37,7 @@ class Header:
 
 def checksum(body: bytes | bytearray | memoryview, before: int = 0) -> int:
     """Return the CRC-64 (ECMA-182, not reflected, initial value 0) of `body`, behind bytes whose CRC is `before`."""
-    return int(fastcrc.crc64.ecma_182(body, before))
+    return _crc64(body, before)
 
 
 def to_timestamp(time_ns: int) -> int:
@@ -54,11 +55,15 @@ def read_header(data: bytes | memoryview) -> Header:
     version, kind, device, timestamp, body_bytes, crc = _HEADER.unpack(data)
     if not 1 <= version <= 3:
         raise PeerError(f"igtl: header version {version!r}, not 1 to 3; is the peer speaking OpenIGTLink?")
+    return Header(version, *_read_names(kind, device), timestamp, body_bytes, crc)
+
+
+@lru_cache(256)  # a peer sends the same few again and again
+def _read_names(kind: bytes, device: bytes) -> tuple[str, str]:
     kind = kind.rstrip(b"\0 ")
     if not kind or not kind.isascii() or not kind.decode("ascii").isprintable():
         raise PeerError(f"igtl: message type {kind!r} is not text; is the peer speaking OpenIGTLink?")
-    name = device.split(b"\0", 1)[0].decode("utf-8", "replace")
-    return Header(version, kind.decode("ascii"), name, timestamp, body_bytes, crc)
+    return kind.decode("ascii"), device.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def frame_message(

@@ -82,11 +82,10 @@ def encode(message: Message) -> bytes:
 
 def type_of(content: Content) -> str:
     """Return the message type that goes into the header; longer ones are cut to its 12 letters."""
-    match content:
-        case queries.Query():
-            return f"{content.action}_{content.type}"[:12]
-        case queries.Reply():
-            return f"RTS_{content.type}"[:12]
+    if isinstance(content, queries.Query):
+        return f"{content.action}_{content.type}"[:12]
+    if isinstance(content, queries.Reply):
+        return f"RTS_{content.type}"[:12]
     return _TYPES[type(content)][0]
 
 
@@ -105,21 +104,20 @@ def decode(header: Header, body: bytes | memoryview) -> Message:
 
 def _read(kind: str, content: memoryview) -> Content:
     try:
-        if kind[:4] in queries.ACTIONS:
-            return queries.Query(kind[:3], kind[4:], bytes(content))
+        if (read := _READERS.get(kind)) is not None:
+            return read(content)
         if kind[:4] == "RTS_":
             return queries.read_reply(kind[4:], content)
-        return _READERS[kind](content)
+        return queries.Query(kind[:3], kind[4:], bytes(content))
     except struct.error as error:
         raise PeerError(f"igtl: {kind} with a content of {len(content)} bytes: {error}; mend the sender") from error
 
 
 def _write(content: Content) -> _Parts:
-    match content:
-        case queries.Query():
-            return (content.body,)
-        case queries.Reply():
-            return queries.write_reply(content)
+    if isinstance(content, queries.Query):
+        return (content.body,)
+    if isinstance(content, queries.Reply):
+        return queries.write_reply(content)
     return _TYPES[type(content)][1](content)
 
 

@@ -107,24 +107,31 @@ class OpenIGTLink:
 
     def _idle(self) -> tuple[Packets, float]:
         now_s, age_ms = time.monotonic(), (time.monotonic_ns() - self._newest_ns) / 1e6
-        until_stale_s = (self._settings.stale_ms - age_ms) / 1000
-        status = self._ended if not self._running else self._live(age_ms)
-        packets = {}
-        if status.name != self._said or now_s - self._said_s >= self._settings.keepalive_s:
-            packets["STATUS"] = self._packets.message(status)
-            self._said, self._said_s = status.name, now_s
+        name, packets = self._state(age_ms), {}
+        if name != self._said or now_s - self._said_s >= self._settings.keepalive_s:
+            packets["STATUS"] = self._packets.message(self._status(name, age_ms))
+            self._said, self._said_s = name, now_s
         wait_s = self._said_s + self._settings.keepalive_s - now_s
-        if status.name == "STALE":
+        if name == "STALE":
             self._server.forget_frame()  # who reads on now is not shown an image of before as if it were new
-            return packets, wait_s
-        return packets, min(wait_s, until_stale_s) if self._running else wait_s
+        elif self._running:
+            wait_s = min(wait_s, (self._settings.stale_ms - age_ms) / 1000)
+        return packets, wait_s
 
-    def _live(self, age_ms: float) -> Status:
+    def _state(self, age_ms: float) -> str:
+        if not self._running:
+            return self._ended.name
         if age_ms >= self._settings.stale_ms:
-            return Status(CONNECTION_LOST, "STALE", f"no live data since {int(age_ms)} ms", int(age_ms))
-        if fault := self._fault:
-            return Status(NOT_READY, "TRACKING INVALID", f"tracking invalid: {fault}", int(age_ms))
-        return Status(OK, "LIVE", f"live, {self._newest} {int(age_ms)} ms ago", int(age_ms))
+            return "STALE"
+        return "TRACKING INVALID" if self._fault else "LIVE"
+
+    def _status(self, name: str, age_ms: float) -> Status:
+        age = int(age_ms)
+        if name == "STALE":
+            return Status(CONNECTION_LOST, name, f"no live data since {age} ms", age)
+        if name == "TRACKING INVALID":
+            return Status(NOT_READY, name, f"tracking invalid: {self._fault}", age)
+        return Status(OK, name, f"live, {self._newest} {age} ms ago", age) if name == "LIVE" else self._ended
 
 
 def make(settings: Settings, context: Context) -> OpenIGTLink:
