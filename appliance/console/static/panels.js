@@ -19,7 +19,7 @@ export function panels(curves) {
     {},
     panel("Found in this scanner's data", small("commissioned"), el("ul", { id: "findings", class: "findings" })),
     panel("Last two minutes", "", ...curves),
-    panel("Frames", small("shown"), el("dl", { id: "frames" })),
+    panel("Frames since the pipeline began", small("shown"), el("dl", { id: "frames" })),
   );
 }
 
@@ -30,9 +30,9 @@ function clock(ns) {
 let listed = "";
 let watched = "–"; // what an empty list means: nothing is found, or nobody looks
 
-// What the newest message about images says was found; null: nothing is known yet.
-export function showFindings(found) {
-  const text = JSON.stringify(found);
+// What the newest message about images says was found; null: nothing is known yet. `unseen`: why nobody looked.
+export function showFindings(found, unseen = "") {
+  const text = JSON.stringify([found, unseen]);
   if (text === listed) return;
   listed = text;
   const list = (found || []).map((entry) => {
@@ -43,6 +43,7 @@ export function showFindings(found) {
     item.append(words);
     return item;
   });
+  if (unseen) list.unshift(element("li", unseen, "warning"));
   fill(byId("findings"), list.length ? list : [element("li", found ? watched : "–", "none")]);
 }
 

@@ -34,12 +34,17 @@ export class Stored {
 
   show(entry) {
     const before = this.frames.length;
+    const seen = this.frames[this.at];
     this.n_images = entry.n_images;
-    this.frames = entry.images.flatMap(({ id, n_frames, kind, purged }) =>
+    // one kind after the other: stepping through must not flicker between before and after
+    const images = [...entry.images].sort((a, b) => (a.kind || "").localeCompare(b.kind || "") || a.id - b.id);
+    this.frames = images.flatMap(({ id, n_frames, kind, purged }) =>
       Array.from({ length: Math.min(n_frames, 1000) }, (_, frame) => ({ id, frame, kind, purged })),
     );
     const n = this.frames.length;
+    if (seen) this.at = Math.max(0, this.frames.findIndex((one) => one.id === seen.id && one.frame === seen.frame));
     this.slider.max = String(Math.max(0, n - 1));
+    this.slider.value = String(this.at);
     this.slider.hidden = n < 2;
     const here = this.frames.map((one, i) => ({ ...one, i })).filter((one) => !one.purged);
     const small = here.filter((_, k) => here.length <= N_SMALL || k % Math.ceil(here.length / N_SMALL) === 0);

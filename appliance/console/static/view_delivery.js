@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The view Delivery: destinations, what is owed to them, what is stuck and why, and what people do about it.
 
-import { confirmed, duration, element as el, fill, Following, keyed, may, personName, post, set, size } from "./page.js";
+import { confirmed, duration, element as el, Following, keyed, may, personName, post, set, size } from "./page.js";
 import { setState, stateOf } from "./states.js";
 
 const EVERY_MS = 2000;
@@ -59,8 +59,8 @@ function makeDestination(destination) {
 function circuit(destination, now) {
   if (destination.state === "ready") return ["ready", "takes images"];
   if (destination.state === "unknown") return ["unknown", "not known: the deliverer does not answer"];
-  const wait = Math.max(0, (destination.next_try_s || now) - now);
-  return ["waiting", `cannot be reached; ${destination.failures} tries, next in ${duration(wait)}`];
+  const wait = (destination.next_try_s || now) - now;
+  return ["waiting", `cannot be reached; ${destination.failures} tries, next ${wait > 0 ? `in ${duration(wait)}` : "now"}`];
 }
 
 function updateDestination(card, destination, now) {
@@ -84,39 +84,56 @@ function updateDestination(card, destination, now) {
   set(done, `${nothing}Delivered: ${sent + verified + committed}, of these committed: ${committed}`);
 }
 
-function makeRow(row) {
-  const line = el("tr", {}, ...Array.from({ length: 7 }, () => el("td")));
-  line.children[0].append(stateOf(row.state));
-  line.children[2].append(el("strong"), el("small"));
-  line.children[3].className = line.children[4].className = "number";
+// Images of one scan or series that share everything but their own number are one line.
+function groupsOf(deliveries) {
+  const groups = new Map();
+  for (const one of deliveries) {
+    const key = JSON.stringify([one.state, one.destination, one.priority, one.who, one.last_error]);
+    const group = groups.get(key) || { ...one, key, ids: [], n_bytes: 0, attempts: 0 };
+    group.ids.push(one.id);
+    group.n_bytes += one.n_bytes;
+    group.created_s = Math.min(group.created_s, one.created_s);
+    group.attempts = Math.max(group.attempts, one.attempts);
+    groups.set(key, group);
+  }
+  return [...groups.values()];
+}
+
+function makeRow(group) {
+  const actions = may("technologist") ? ACTIONS[group.state] : [];
+  const ask = (action, word, then) => {
+    const { ids, who, destination } = line.group;
+    const whose = personName(who.PatientName) || "no name";
+    change(action, { ids }, `${word}: ${images(ids.length)} of ${whose} for ${destination}?`, then, `${word} ${ids.length}`);
+  };
+  const buttons = actions.map(([action, word, , then]) => el("button", { type: "button", onclick: () => ask(action, word, then) }, word));
+  const cell = () => el("td");
+  const line = el("tr", {}, el("td", {}, stateOf(group.state)), cell(), el("td", {}, el("strong"), el("small")), el("td", {}, el("span"), el("small")), cell(), cell(), cell(), el("td", {}, ...buttons));
   return line;
 }
 
-function updateRow(line, row, now) {
-  const [state, destination, what, priority, age, why, buttons] = line.children;
-  setState(state.children[0], row.state);
-  set(destination, row.destination);
-  set(what.children[0], personName(row.who.PatientName) || "no name");
-  set(what.children[1], [row.who.PatientID, row.who.modality, row.who.what, size(row.n_bytes)].filter(Boolean).join(", "));
-  set(priority, String(row.priority));
-  set(age, duration(now - row.created_s));
-  const again = row.state === "queued" && row.attempts ? ` (${row.attempts} tries, next in ${duration(Math.max(0, row.next_try_s - now))})` : "";
-  set(why, `${row.last_error || (row.state === "queued" ? "waits for its turn" : "")}${again}`);
-  if (line.state === row.state) return; // the buttons stay under the finger
-  line.state = row.state;
-  const actions = may("technologist") ? ACTIONS[row.state] : [];
-  fill(buttons, actions.map(([action, word, , then]) =>
-    el("button", { type: "button", onclick: () => change(action, { ids: [row.id] }, `${word}: one image of ${personName(row.who.PatientName) || "no name"} for ${row.destination}?`, then, word) }, word)));
+function updateRow(line, group, now) {
+  line.group = group;
+  const [, destination, what, count, priority, age, why] = line.children;
+  set(destination, group.destination);
+  set(what.children[0], personName(group.who.PatientName) || "no name");
+  set(what.children[1], [group.who.PatientID, group.who.modality, group.who.what].filter(Boolean).join(", "));
+  set(count.children[0], String(group.ids.length));
+  set(count.children[1], size(group.n_bytes));
+  set(priority, String(group.priority));
+  set(age, duration(now - group.created_s));
+  const again = group.state === "queued" && group.attempts ? ` (${group.attempts} tries, next in ${duration(group.next_try_s - now)})` : "";
+  set(why, `${group.last_error || (group.state === "queued" ? "waits for its turn" : "")}${again}`);
 }
 
 function show({ destinations, deliveries, not_built, time_s, most }) {
   keyed(ui.destinations, destinations, (one) => one.name, makeDestination, (card, one) => updateDestination(card, one, time_s));
   const first = Object.fromEntries(STATES.map((state, i) => [state, i]));
   deliveries.sort((a, b) => first[a.state] - first[b.state] || b.priority - a.priority || a.created_s - b.created_s);
-  keyed(ui.rows, deliveries, (row) => row.id, makeRow, (line, row) => updateRow(line, row, time_s));
+  keyed(ui.rows, groupsOf(deliveries), (group) => group.key, makeRow, (line, group) => updateRow(line, group, time_s));
   ui.table.hidden = !deliveries.length;
   const full = destinations.some((one) => Object.values(one.waiting).some(({ count }) => count > most));
-  set(ui.note, deliveries.length ? (full ? `Of each destination and state the first ${most} are listed.` : "") : "Nothing waits: every image is where it is owed.");
+  set(ui.note, deliveries.length ? (full ? `Of each destination and state the first ${most} images are listed.` : "") : "Nothing waits: every image is where it is owed.");
   ui.builds.hidden = !not_built.length;
   keyed(ui.built, not_built, (job) => job.id, () => el("li", { class: "is bad" }), (item, job) =>
     set(item, `scan ${job.scan_id}, job ${job.id}: could not be built in ${job.attempts} tries: ${job.last_error}`));
@@ -131,7 +148,7 @@ export function mount(root) {
     note: el("p", { class: "empty" }),
     built: el("ul"),
   };
-  const heads = ["state", "to", "what", "priority", "age", "why", ""].map((title) => el("th", {}, title));
+  const heads = ["state", "to", "what", "images", "priority", "age", "why", ""].map((title) => el("th", {}, title));
   ui.table = el("table", { class: "rows" }, el("thead", {}, el("tr", {}, ...heads)), ui.rows);
   ui.builds = el("section", { class: "panel", hidden: true }, el("h2", {}, "Kept, but no DICOM image could be made of it"), ui.built);
   root.append(ui.fault, ui.destinations, ui.builds, el("section", { class: "panel" }, el("h2", {}, "Owed, what needs a person first, then by priority and age"), ui.done, ui.table, ui.note));

@@ -66,7 +66,8 @@ function take({ header, pixels }) {
   }
   picture.show(header, pixels);
   showRemarks(header);
-  showFindings(header.recent_findings);
+  const unseen = header.marks.find((mark) => mark.stage.startsWith("detect_anomalies"));
+  showFindings(header.recent_findings, unseen ? `This image was not looked at: ${unseen.reason}` : "");
   showButtons();
 }
 
@@ -85,7 +86,8 @@ function showSecond(status) {
 function showVerdict([kind, word, sentence]) {
   set(ui.bannerTitle, word);
   set(ui.bannerText, live.state === "ended" && ended ? `${sentence}: ${ended}` : sentence);
-  set(ui.picture, undefined, `picture ${kind}`);
+  const isAfter = !picture.hasBefore || (picture.split === 0 && !picture.removed);
+  set(ui.picture, undefined, `picture ${kind}${isAfter ? "" : " not-after"}`);
 }
 
 function forget() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The view Today: scans and series of the last 24 hours; the one that is chosen with its images, steps and times.
 
-import { clock, duration, element as el, fill, Following, keyed, personName, post, set } from "./page.js";
+import { clock, duration, element as el, fill, Following, keyed, onStatus, personName, post, set } from "./page.js";
 import { MEANS, setState, stateOf } from "./states.js";
 import { Stored } from "./stored.js";
 
@@ -13,6 +13,7 @@ let ui = {};
 let chosen = ""; // kind/id
 let shownDetail = "";
 let searched = "";
+let deliverer = {}; // what it says of itself
 
 const following = new Following("api/today", EVERY_MS, showList, fault);
 const detail = new Following("", EVERY_MS, showDetail, fault);
@@ -27,6 +28,14 @@ function turnaround(entry, now) {
   if (entry.delivered_s) return `delivered ${duration(entry.delivered_s - entry.last_s)} after its end`;
   if (entry.receiving) return `for ${duration(now - entry.first_s)} now`;
   return entry.state === "delivering" || PERSON_NEEDED.includes(entry.state) ? `ended ${duration(now - entry.last_s)} ago` : "";
+}
+
+// Which of those that this entry waits for cannot be reached.
+function away(entry) {
+  const states = deliverer.destinations || {};
+  const waits = (counts) => counts.queued + counts.sending > 0;
+  const names = Object.entries(entry.destinations).filter(([name, counts]) => waits(counts) && (states[name] || {}).state === "waiting");
+  return names.length ? `waits: ${names.map(([name]) => name).join(", ")} cannot be reached` : "";
 }
 
 function owedWords(entry) {
@@ -53,7 +62,7 @@ function updateRow(row, entry, now) {
   const [time, state, who, what, images, owed, turn] = row.children;
   set(time, clock(entry.last_s));
   setState(state.children[0], entry.state);
-  set(state.children[1], entry.problem || (entry.n_not_built ? `${entry.n_not_built} cannot be built` : ""));
+  set(state.children[1], entry.problem || (entry.n_not_built ? `${entry.n_not_built} cannot be built` : away(entry)));
   set(who.children[0], personName(entry.who.PatientName) || "no name");
   set(who.children[1], entry.who.PatientID);
   set(what.children[0], `${entry.modality} ${entry.what}`);
@@ -176,6 +185,7 @@ export function mount(root) {
   const shut = el("button", { type: "button", class: "shut", onclick: close }, "Close");
   ui.detail = el("section", { class: "detail", id: "today-detail", hidden: true }, shut, ui.title, ui.subtitle, ui.stored.root, facts);
   root.append(list, ui.detail);
+  onStatus((status) => (deliverer = status.processes.deliverer || {}));
   return {
     show() {
       if (searched) search();

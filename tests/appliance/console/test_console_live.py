@@ -5,7 +5,9 @@ import threading
 
 import pytest
 from browser import Browser, screenshot_folder
+from conftest import PASSWORDS
 
+from appliance.console.accounts import Accounts, accounts_file
 from appliance.mri.phantom import cine_kspace
 from appliance.simulate.mri import stream_cine
 from appliance.simulate.site import Site
@@ -38,6 +40,22 @@ def cine(over):
         yield kspace
 
 
+def look_at_what_became_of_it(page, site, folder):
+    """Signed in: the scan in Today with its images, and owed to a pacs that is not there in Delivery."""
+    Accounts(accounts_file(site.settings)).add("technologist", "technologist", PASSWORDS["technologist"])
+    page.sign_in(f"127.0.0.1:{site.ports['console']}", "technologist", PASSWORDS["technologist"])
+    page.press("3")
+    page.wait_for("document.getElementById('today-rows').innerText.includes('delivering')")
+    page.ask("document.querySelector('#today-rows tr').click()")
+    page.wait_for("document.querySelector('.stored img').naturalWidth === 192")
+    page.wait_for("document.getElementById('today-detail').innerText.includes('mr-denoise')")
+    page.wait_for("/denoise\\s.*\\d ms/.test(document.getElementById('today-detail').innerText)")
+    page.screenshot(folder / "console-today-real.png")
+    page.press("4")
+    page.wait_for("document.getElementById('destinations').innerText.includes('cannot be reached')")
+    page.screenshot(folder / "console-delivery-real.png")
+
+
 @pytest.mark.peer
 def test_the_page_shows_the_live_image_says_that_a_coil_is_out_and_later_that_nothing_is_live(tmp_path):
     site = Site(tmp_path, SITE, ports=("mrd", "display", "console"))
@@ -55,6 +73,8 @@ def test_the_page_shows_the_live_image_says_that_a_coil_is_out_and_later_that_no
             page.screenshot(screenshot_folder(tmp_path) / "console-live.png")
             over.set()
             page.wait_for("document.getElementById('state').innerText.includes('NO LIVE DATA')")
+            scan.join(60)
+            look_at_what_became_of_it(page, site, screenshot_folder(tmp_path))
             assert page.messages == []
     finally:
         over.set()
