@@ -19,10 +19,11 @@ class RecentFindings:
     def add(self, frame: Frame) -> None:
         """Take what was found in `frame`."""
         for finding in frame.findings:
-            key = (frame.scan_id, finding.kind, finding.severity, finding.where.get("coil"))
-            first = {"first_ns": frame.acquired_ns, "count": 0}
+            key = (frame.scan_id, finding.kind, finding.where.get("coil"))
+            first = {"first_ns": frame.acquired_ns, "count": 0, "severity": finding.severity}
             found = self._recent.pop(key, first)
-            found = {**found, "kind": finding.kind, "severity": finding.severity, "message": finding.message}
+            worst = "alarm" if "alarm" in (found["severity"], finding.severity) else "warning"
+            found = {**found, "kind": finding.kind, "severity": worst, "message": finding.message}
             found |= {"where": {**finding.where}, "last_ns": frame.acquired_ns, "sequence": frame.sequence}
             self._recent[key] = {**found, "scan_id": frame.scan_id, "count": found["count"] + 1}
         while len(self._recent) > N_KEPT:

@@ -46,7 +46,7 @@ export class Picture {
       const step = { ArrowLeft: -STEP, ArrowRight: STEP }[event.key];
       if (step) this.setSplit(this.split + step);
     });
-    addEventListener("resize", () => this.fit());
+    new ResizeObserver(() => this.fit()).observe(this.root); // the window changes, or an alarm takes some of the room
   }
 
   get hasBefore() {

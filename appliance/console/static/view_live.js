@@ -38,7 +38,7 @@ function showRemarks(header) {
   const remarks = header.marks.map((mark) => [markWords(mark), "warning", ""]);
   for (const one of found) {
     const here = one.sequence === header.sequence ? "in this image" : "seconds ago";
-    remarks.push([one.message, one.severity, [placeOf(one), here].filter(Boolean).join(", ")]);
+    remarks.push([one.message, one.severity, here, placeOf(one)]);
   }
   if (remarks.length > MOST_REMARKS) {
     const more = remarks.splice(MOST_REMARKS - 1);
@@ -48,7 +48,8 @@ function showRemarks(header) {
   if (!remarks.length) remarks.push(["No remarks on this image", "none", ""]);
   const text = JSON.stringify(remarks);
   if (text !== remarked) {
-    fill(ui.marks, remarks.map(([words, kind, place]) => el("li", { class: kind }, words, place && el("small", {}, place))));
+    const where = (place) => (place ? el("span", { class: "where" }, place) : "");
+    fill(ui.marks, remarks.map(([words, kind, when, place]) => el("li", { class: kind }, where(place), words, when && el("small", {}, when))));
   }
   remarked = text;
   picture.mark(found.flatMap((one) => shapesOf(one, header)));

@@ -152,3 +152,13 @@ def test_newest_wins_and_findings_between_previews_are_kept(bench):
     found = {entry["kind"]: entry for entry in status["recent_findings"]}
     assert (found["coil_drop"]["count"], found["coil_drop"]["message"]) == (30, "coil 3 lost at 39")
     assert (found["spike"]["count"], found["spike"]["sequence"]) == (1, 11)
+
+
+def test_a_fault_that_became_an_alarm_is_one_entry_and_stays_one(bench):
+    bench.sink.begin(scan())
+    for sequence, severity in enumerate(("warning", "alarm", "warning")):
+        bench.sink.frame(
+            frame(sequence, findings=(Finding("coil_drop", f"now {sequence}", severity, where={"coil": 3}),))
+        )
+    (found,) = bench.sink.status()["recent_findings"]
+    assert (found["severity"], found["count"], found["message"]) == ("alarm", 3, "now 2")
