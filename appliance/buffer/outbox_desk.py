@@ -96,6 +96,16 @@ def _change(conn: sqlite3.Connection, action: str, row: Sequence[Any], person: s
     audit.append(conn, now, action, uid, f"{destination}: {state} -> {after} by {person}")
 
 
+def destinations(database: Database) -> list[str]:
+    """Give the names that anything was ever owed to, one step in the index for each."""
+    rows = database.query(
+        "WITH RECURSIVE names(name) AS (SELECT min(destination) FROM deliveries UNION ALL"
+        " SELECT (SELECT min(destination) FROM deliveries WHERE destination > name) FROM names WHERE name IS NOT NULL)"
+        " SELECT name FROM names WHERE name IS NOT NULL"
+    )
+    return [row[0] for row in rows]
+
+
 def owed(
     database: Database, now: float, destinations: Sequence[str] | None = None, states: Sequence[str] = STATES
 ) -> list[dict[str, Any]]:

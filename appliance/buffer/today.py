@@ -123,11 +123,19 @@ def _where(text: str, attributes: str, *columns: str) -> tuple[str, list[str]]:
     """Give the condition that every word of `text` is somewhere, as SQL that follows another condition."""
     sql, values = "", list[str]()
     for word in text.split()[:8]:
-        escaped = "".join(f"\\{c}" if c in "\\%_" else c for c in word)
         fields = [f"json_extract({attributes}, '$.{keyword}')" for keyword in _SHOWN] + list(columns)
-        sql += " AND (" + " OR ".join(f"coalesce({field}, '') LIKE ? ESCAPE '\\'" for field in fields) + ")"
-        values += [f"%{escaped}%"] * len(fields)
+        likes = _likes(word)
+        terms = [f"coalesce({field}, '') LIKE ? ESCAPE '\\'" for field in fields for _ in likes]
+        sql += f" AND ({' OR '.join(terms)})"
+        values += likes * len(fields)
     return sql, values
+
+
+def _likes(word: str) -> list[str]:
+    """Give patterns for a word in any case: SQLite knows upper and lower of ASCII alone."""
+    escaped = "".join(f"\\{c}" if c in "\\%_" else c for c in word)
+    cases = {escaped, escaped.lower(), escaped.upper(), escaped.capitalize()}
+    return [f"%{one}%" for one in ([escaped] if word.isascii() else sorted(cases))]
 
 
 def _who(attributes: str) -> dict[str, str]:

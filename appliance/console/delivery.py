@@ -75,8 +75,10 @@ class Delivery:
         buffer, now = self._store.existing(), time.time()
         told = self._newest.statuses().get("deliverer", {})
         states = told.get("destinations", {}) if told.get("state") != "silent" else {}
-        names = [*self._destinations, *(name for name in states if name not in self._destinations)]
-        owed = outbox_desk.owed(buffer.database, now, names, _WAITING) if buffer else []
+        known = outbox_desk.destinations(buffer.database) if buffer else []
+        owed = outbox_desk.owed(buffer.database, now, known, _WAITING) if buffer else []
+        gone = {one["destination"] for one in owed} - self._destinations.keys()
+        names = [*self._destinations, *sorted(gone)]
         return {
             "time_s": now,
             "destinations": [self._destination(name, states.get(name, {}), owed) for name in names],

@@ -25,7 +25,7 @@ _MEMORY_BYTES = 1 << 30
 _TIMEOUT_S = 5.0
 _LARGEST_BYTES = 128 << 20
 _MOST_WAITING = 32
-_MOST_FRAMES = 10_000
+_MOST_FRAMES = 2000  # those before it are decoded too
 
 
 class Images:

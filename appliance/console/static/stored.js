@@ -9,6 +9,7 @@ export class Stored {
   constructor() {
     this.frames = []; // {id, frame, kind, purged}
     this.n_images = 0;
+    this.wanted = this.asked = ""; // addresses: of what is to be shown, and of what the box works on
     this.at = 0;
     this.image = el("img", { alt: "", draggable: "false" });
     this.words = el("p", { class: "words" });
@@ -51,7 +52,7 @@ export class Stored {
     keyed(this.strip, small, (one) => `${one.id}/${one.frame}`, (one) => this.makeSmall(one), (button, one) => (button.at = one.i));
     if (n && (before === 0 || !this.wanted)) this.go(Math.floor(n / 2));
     else if (!n) set(this.words, "no images yet");
-    else if (before !== n) this.loaded();
+    else if (before !== n && !this.asked && !this.image.hidden) this.tell(this.frames[this.at]);
   }
 
   makeSmall(one) {
@@ -71,12 +72,31 @@ export class Stored {
       return;
     }
     this.image.classList.add("late");
-    this.image.src = this.wanted;
+    this.ask();
+  }
+
+  // One question at a time, for the box decodes one after the other: what is wanted by then is asked for next.
+  ask() {
+    if (this.asked) return;
+    this.asked = this.wanted;
+    this.image.src = this.asked;
   }
 
   loaded() {
+    const isWanted = this.answered();
     const one = this.frames[this.at];
-    if (!one || one.purged) return;
+    if (!isWanted || !one || one.purged) return;
+    this.tell(one);
+  }
+
+  answered() {
+    const isWanted = this.asked === this.wanted;
+    this.asked = "";
+    if (!isWanted && this.wanted && !this.frames[this.at].purged) this.ask();
+    return isWanted;
+  }
+
+  tell(one) {
     this.image.hidden = this.tag.hidden = false;
     this.image.classList.remove("late");
     const rest = this.frames.length < this.n_images ? ` (of the first; there are ${this.n_images})` : "";
@@ -90,7 +110,7 @@ export class Stored {
 
   async failed() {
     const wanted = this.wanted;
-    if (!wanted) return;
+    if (!this.answered() || !wanted) return;
     try {
       await get(wanted);
     } catch (error) {

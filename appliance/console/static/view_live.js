@@ -12,6 +12,7 @@ const FINDING_STAYS_NS = 4e9; // of the scanner's time: a finding may be of one 
 
 let ui = {};
 let picture = null;
+let newest = null; // {header, pixels}
 let seen = false;
 let ended = "";
 let remarked = "";
@@ -56,15 +57,19 @@ function showRemarks(header) {
   set(ui.applied, header.provenance.length ? `Applied: ${header.provenance.join(" → ")}` : "Nothing applied");
 }
 
-function take({ header, pixels }) {
+function take(preview) {
+  const { header } = preview;
+  newest = preview;
   ofSecond.worstMs = Math.max(ofSecond.worstMs || 0, header.age_ms);
   ofSecond.shown += 1;
   if (ofSecond.first === null || header.sequence < ofSecond.first) ofSecond.first = header.sequence;
   ofSecond.last = header.sequence;
-  if (!seen) {
-    picture.image = { header, pixels };
-    return;
-  }
+  if (seen) show();
+}
+
+function show() {
+  if (!newest) return;
+  const { header, pixels } = newest;
   picture.show(header, pixels);
   showRemarks(header);
   const unseen = header.marks.find((mark) => mark.stage.startsWith("detect_anomalies"));
@@ -79,7 +84,7 @@ function showSecond(status) {
   const isLive = live.verdict()[0] === "live";
   ui.snr.add(isLive && snr !== undefined ? snr : null);
   ui.latency.add(ofSecond.worstMs);
-  const came = ofSecond.shown ? ofSecond.last - ofSecond.first + 1 : 0;
+  const came = ofSecond.shown ? Math.max(ofSecond.shown, ofSecond.last - ofSecond.first + 1) : 0;
   showShown(ofSecond.shown, came);
   ofSecond = { worstMs: null, shown: 0, first: null, last: null };
 }
@@ -92,6 +97,7 @@ function showVerdict([kind, word, sentence]) {
 }
 
 function forget() {
+  newest = null;
   picture.clear();
   ui.marks.textContent = "";
   remarked = ended = "";
@@ -161,7 +167,7 @@ export function mount(root) {
   return {
     show() {
       seen = true;
-      picture.draw();
+      show();
       picture.fit();
     },
     hide() {

@@ -14,6 +14,8 @@ let chosen = ""; // kind/id
 let shownDetail = "";
 let searched = "";
 let deliverer = {}; // what it says of itself
+let seen = false;
+let waiting = 0; // for the next look of a search
 
 const following = new Following("api/today", EVERY_MS, showList, fault);
 const detail = new Following("", EVERY_MS, showDetail, fault);
@@ -85,7 +87,9 @@ function showList({ entries, time_s, most }) {
   set(ui.note, entries.length ? limit : searched ? "Nothing of the last 24 hours matches." : "Nothing came in during the last 24 hours.");
 }
 
+// Looks again and again, as the whole list does.
 async function search() {
+  clearTimeout(waiting);
   searched = ui.search.value.trim();
   if (!searched) return following.start();
   following.stop();
@@ -97,6 +101,7 @@ async function search() {
   } catch (error) {
     fault(error.message);
   }
+  if (seen && text === searched) waiting = setTimeout(search, EVERY_MS);
 }
 
 function look(name) {
@@ -172,7 +177,6 @@ export function mount(root) {
     title: el("h2"), subtitle: el("p", { class: "subtitle" }), times: el("dl", { class: "times" }), provenance: el("div"), owed: el("ul"),
     stored: new Stored(),
   };
-  let waiting = 0;
   ui.search.addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(search, 300);
@@ -188,11 +192,13 @@ export function mount(root) {
   onStatus((status) => (deliverer = status.processes.deliverer || {}));
   return {
     show() {
-      if (searched) search();
-      else following.start();
+      seen = true;
+      search();
       if (chosen) detail.start();
     },
     hide() {
+      seen = false;
+      clearTimeout(waiting);
       following.stop();
       detail.stop();
     },

@@ -92,6 +92,14 @@ def test_what_waits_is_told_by_what_needs_a_person_priority_and_age(bench, day):
     until(circuit)
 
 
+def test_what_is_owed_to_a_destination_that_is_gone_is_listed(bench, day):
+    new = NewInstance(b"x", "1.2", "1.2.3", "1.2", destinations=("old-archive",))
+    day.buffer.put_instance(new, day.now - 60)
+    pacs, old = get(bench, bench.sign_in("viewer"), "/api/delivery")["destinations"]
+    assert (pacs["name"], old["name"], old["address"]) == ("pacs", "old-archive", "not in the configuration")
+    assert old["waiting"]["queued"]["count"] == 1
+
+
 def test_retry_hold_and_release_of_one_and_of_all(bench, day):
     signed = bench.sign_in("technologist")
     (stuck,) = [one for one in get(bench, signed, "/api/delivery")["deliveries"] if one["state"] == "quarantined"]

@@ -86,6 +86,13 @@ def test_a_search_finds_every_word_wherever_it_is(bench, signed, day, text, foun
     assert sorted(names) == sorted(found)
 
 
+def test_a_name_that_is_not_ascii_is_found_in_any_case(bench, signed, day):
+    day.receive("ÖZTÜRK^Ümit", "Abdomen", 1, 2)
+    for text in ("öztürk", "Öztürk", "ümit"):
+        _, body = bench.ask("POST", "/api/today/search", json.dumps({"text": text}), **signed.headers)
+        assert [one["who"]["PatientName"] for one in json.loads(body)["entries"]] == ["ÖZTÜRK^Ümit"]
+
+
 def test_what_was_done_to_a_scan_and_how_long_it_took(bench, signed, day):
     (entry,) = [one for one in get(bench, signed, "/api/today")["entries"] if one["uid"] == "scan-a"]
     said = get(bench, signed, f"/api/today/scan/{entry['id']}")
