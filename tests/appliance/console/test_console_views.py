@@ -199,10 +199,12 @@ def test_an_alarm_is_acknowledged_once_for_everybody_and_its_list_says_by_whom(b
     page.wait_for("document.getElementById('view-system').innerText.includes('acknowledged by technologist at')")
 
 
-def test_a_display_that_nobody_signed_in_at_has_the_live_image_and_nothing_else(bench, page, day, scanner, tmp_path):
+def test_a_display_that_nobody_signed_in_at_has_the_live_image_and_3d_and_nothing_else(
+    bench, page, day, scanner, tmp_path
+):
     page.open(f"http://{bench.address}/#today")
     page.wait_for("document.getElementById('state').textContent === 'LIVE'")
-    assert page.ask("[...document.getElementById('nav').children].map((a) => a.id)") == ["to-live"]
+    assert page.ask("[...document.getElementById('nav').children].map((a) => a.id)") == ["to-live", "to-volume"]
     assert page.ask("!document.getElementById('view-live').hidden")
     assert "not signed in" in text(page, "who")
     pictures(page, screenshot_folder(tmp_path), "kiosk")
@@ -210,7 +212,7 @@ def test_a_display_that_nobody_signed_in_at_has_the_live_image_and_nothing_else(
 
 def test_keys_and_addresses_lead_to_the_views(bench, page, day, scanner):
     enter(page, bench, "viewer", "live")
-    for key, name in (("3", "today"), ("4", "delivery"), ("5", "system"), ("1", "live")):
+    for key, name in (("2", "volume"), ("3", "today"), ("4", "delivery"), ("5", "system"), ("1", "live")):
         page.press(key)
         page.wait_for(f"!document.getElementById('view-{name}').hidden")
         assert page.ask("[...document.querySelectorAll('.view')].filter((v) => !v.hidden).length") == 1
