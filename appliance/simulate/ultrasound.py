@@ -11,7 +11,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +73,9 @@ class UltrasoundServer:
 
     def _drop(self, client: socket.socket) -> None:
         with self._lock:
-            self._clients.remove(client)
-            self.connected.clear()
+            self._clients = [each for each in self._clients if each is not client]
+            if not self._clients:
+                self.connected.clear()
         client.close()
 
 
@@ -116,12 +117,10 @@ def stream(
     n_frames: int | None = None,
     skew_ms: float = 0.0,
     missing_s: float = 0.0,
-    on_frame: Callable[[int, int], None] = lambda number, time_ns: None,
 ) -> int:
     """Send at `rate_hz` until `stop` or for `n_frames`; return how many were sent.
 
-    The tools are not seen in the last `missing_s` of every ten seconds. `on_frame` gets the number and the time stamp
-    of each picture before it goes.
+    The tools are not seen in the last `missing_s` of every ten seconds.
     """
     begin_s, n = time.monotonic(), 0
     for n, picture in enumerate(pictures):
@@ -129,7 +128,6 @@ def stream(
             return n
         time_ns = time.time_ns()
         missing = (n / rate_hz) % _MISSING_EVERY_S >= _MISSING_EVERY_S - missing_s
-        on_frame(n, time_ns)
         for message in messages(picture, time_ns, skew_ns=int(skew_ms * 1e6), missing=missing):
             server.send(encode(message))
     return n

@@ -171,7 +171,6 @@ class Compound:
         self._anchor_mm = np.array(anchor_mm)
         self._low = np.zeros(3, np.int64)  # (x, y, z) of the first voxel, on the lattice
         self._sums: Sums = np.zeros((0, 0, 0), np.uint64)
-        self.n_pixels_outside = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -197,11 +196,8 @@ class Compound:
         to_lattice[:, 3] -= self._low
         if not self._sums.size:
             return False
-        n_outside = _insert(
-            np.ascontiguousarray(image, np.float32), to_lattice, np.float32(gain), self._linear, self._sums
-        )
-        self.n_pixels_outside += n_outside
-        return bool(n_outside == 0)
+        pixels = np.ascontiguousarray(image, np.float32)
+        return bool(_insert(pixels, to_lattice, np.float32(gain), self._linear, self._sums) == 0)
 
     def average(self) -> tuple[Voxels, float]:
         """Return (volume, filled): uint8 (z, y, x), and the part of it that has a measured value."""
@@ -227,15 +223,20 @@ class Compound:
             inside = (low >= self._low) & (high <= self._low + have)
             if inside.all():
                 return
-            low = np.where(low < self._low, low - _MARGIN, self._low)
-            high = np.where(high > self._low + have, high + _MARGIN, self._low + have)
-        if float(np.prod((high - low).astype(np.float64))) > self._most_voxels:
+            low, high = np.minimum(low, self._low), np.maximum(high, self._low + have)
+            ahead = _MARGIN * (low < self._low), _MARGIN * (high > self._low + have)
+            if self._fits(low - ahead[0], high + ahead[1]):
+                low, high = low - ahead[0], high + ahead[1]
+        if not self._fits(low, high):
             return
         grown = np.zeros((high - low)[::-1], np.uint64)
         if have.all():
             x, y, z = self._low - low
             grown[z : z + have[2], y : y + have[1], x : x + have[0]] = self._sums
         self._low, self._sums = low, grown
+
+    def _fits(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> bool:
+        return float(np.prod((high - low).astype(np.float64))) <= self._most_voxels
 
 
 def _corners(shape: tuple[int, ...], to_lattice: NDArray[np.float64]) -> NDArray[np.float64]:

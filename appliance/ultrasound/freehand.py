@@ -11,6 +11,8 @@ from appliance.frames import Frame
 from appliance.imaging.assembled import Assembled
 from appliance.ultrasound.compound import WHITE, Compound
 
+_OVERSHOOT = 1.2  # filters leave a display's white a little brighter than it was
+
 
 class Freehand:
     """See `Assembler`.
@@ -22,7 +24,7 @@ class Freehand:
     def __init__(self, compound: Compound, clip_px: Sequence[int] = (), fill_voxels: int = 0) -> None:
         self._compound, self._clip_px, self._fill_voxels = compound, clip_px, fill_voxels
         self._slope = 0.0  # until a frame decides
-        self._full = False
+        self._full = self._clipped = False
 
     def add(self, frame: Frame) -> str:
         """Insert a frame that has a place in the room; no other."""
@@ -37,10 +39,11 @@ class Freehand:
             affine[:3, 3] += affine[:3, :2] @ (x, y)
         if not image.size:
             return "outside of clip_px"
-        if not self._slope:
-            brightest = float(np.max(image, initial=0, where=np.isfinite(image)))
-            self._slope = max(1.0, 2 ** np.ceil(np.log2(max(brightest, 1) / WHITE)))
-        self._full |= not self._compound.add(image, affine, 1 / self._slope)
+        brightest = float(np.max(image, initial=0, where=np.isfinite(image)))
+        if not self._slope and brightest > 0:
+            self._slope = max(1.0, 2 ** float(np.ceil(np.log2(brightest / (_OVERSHOOT * WHITE)))))
+        self._clipped |= brightest > _OVERSHOOT * WHITE * (self._slope or 1.0)
+        self._full |= not self._compound.add(image, affine, 1 / (self._slope or 1.0))
         return ""
 
     def assembled(self, *, complete: bool) -> Assembled | None:
@@ -49,7 +52,10 @@ class Freehand:
             return None
         volume, filled = self._compound.average()
         remarks = ["the volume is full: the sweep goes beyond it"] if self._full else []
+        remarks += ["some pixels are brighter than the volume can hold"] if self._clipped else []
         if complete and self._fill_voxels:
             volume, holes = self._compound.fill_holes(volume, self._fill_voxels)
             remarks += [f"{100 * holes:.1f} % of the volume is filled between measured voxels"] if holes else []
-        return Assembled(volume, self._compound.affine, (0.0, float(WHITE)), self._slope, 0.0, filled, tuple(remarks))
+        return Assembled(
+            volume, self._compound.affine, (0.0, float(WHITE)), self._slope or 1.0, 0.0, filled, tuple(remarks)
+        )

@@ -64,7 +64,7 @@ class VolumeSink:
     def __init__(self, settings: Settings, context: Context) -> None:
         from appliance.assemblers import assembler_for  # not above: numba is for who runs it, not who reads Settings
 
-        self._settings = settings
+        self._settings, self._said_s = settings, 0.0
         self._server: DisplayServer | None = None
         if settings.port:
             serve = (settings.bind, settings.port, self._packets, self._idle, _SEND_S, _MOST_DISPLAYS)
@@ -102,13 +102,17 @@ class VolumeSink:
 
     def _publish(self, volume: Volume) -> None:
         self._publisher.publish(*pack(volume))
-        if self._server:
+        if self._server and self._server.status()["displays"]:  # or it would be encoded for nobody
             self._server.put(volume)
 
     def _packets(self, volume: Volume) -> Packets:
         return {"IMAGE": self._message(Image(volume.array, volume.affine), volume.acquired_ns)}
 
     def _idle(self) -> tuple[Packets, float]:
+        wait_s = self._said_s + _KEEPALIVE_S - time.monotonic()
+        if wait_s > 0:
+            return {}, wait_s
+        self._said_s = time.monotonic()
         return {"STATUS": self._message(Status(OK, "VOLUME", "a volume, not live"))}, _KEEPALIVE_S
 
     def _message(self, content: Image | Status, time_ns: int = 0) -> bytes:
