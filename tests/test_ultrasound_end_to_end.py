@@ -3,7 +3,6 @@
 
 import re
 import shutil
-import socket
 import threading
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 from waiting import wait_for
 
 from appliance.bus import Subscriber
-from appliance.igtl import Connection, Image
+from appliance.igtl import Image
+from appliance.igtl_client import Client
 from appliance.imaging.metaimage import read_metaimage
 from appliance.imaging.volume_message import TOPIC, unpack
 from appliance.inference.card import shipped_models
@@ -64,21 +64,20 @@ class Room:
         card.write_text(re.sub("(?m)^deadline_ms: .*", "deadline_ms: 60000", card.read_text()))
         yaml = SITE.replace("PLUS_PORT", str(self.machine.port)).replace("MODELS", str(models))
         self.site = Site(folder, yaml, ports=("display",))
-        self.images = []
+        self.images, self.poses = [], []
 
     def start(self):
         self.site.start()
-        self._socket = socket.create_connection(("127.0.0.1", self.site.ports["display"]), timeout=10)
-        threading.Thread(target=self._read, daemon=True).start()
+        display = ("127.0.0.1", self.site.ports["display"])
+        wanted = ("IMAGE", "TRANSFORM")
+        self._display = Client(*display, on_message=self._note, on_state=lambda state: None, wanted=wanted)
+        self._display.start()
         run_dir = self.site.settings.site.sockets
         self.volumes = Subscriber(run_dir, [("pipeline-or-live", TOPIC)])
         wait_for(self.machine.connected.is_set, "the appliance to connect")
 
-    def _read(self):
-        connection = Connection(wanted=("IMAGE",))
-        self._socket.settimeout(None)
-        while data := self._socket.recv(1 << 20):
-            self.images += [m for m in connection.receive(data) if isinstance(getattr(m, "content", None), Image)]
+    def _note(self, message, received_ns):
+        (self.images if isinstance(message.content, Image) else self.poses).append(message)
 
     @property
     def status(self):
@@ -98,7 +97,7 @@ class Room:
 
     def stop(self):
         self.site.stop()
-        self._socket.close()
+        self._display.close()
         self.volumes.close()
         self.machine.close()
 
@@ -132,23 +131,29 @@ def test_what_a_surgeon_sees_is_where_the_file_says_or_has_no_place(room):
     assert source["frames"] + source["left_out"] == N_FRAMES and source["frames_without_place"] == 0
     wait_for(lambda: len(room.images) >= source["frames"] - sum(d["dropped"] for d in displays(room)), "the images")
     assert len(room.images) > N_FRAMES // 2
-    is_where_the_file_says(room.images, sequence)
+    is_where_the_file_says(room, sequence)
     agrees_with_plus(volume)
     assert room.status["stages"]["detect_anomalies"]["frames"] == source["frames"]
     assert room.status["sinks"]["preview"]["published"] > 0
     is_not_placed_while_the_probe_is_not_seen(room, pictures, volume.scan_id)
 
 
-def is_where_the_file_says(images, sequence):
-    """Each image has the place of one frame of the file, and the picture that belongs to it."""
+def is_where_the_file_says(room, sequence):
+    """Each image has the place of one frame of the file, and the picture and the stylus that belong to it."""
     where = np.stack(list(expected(sequence)))[:, :3, [0, 1, 3]]
     frames = [frame[::4, ::4].astype(np.float32).ravel() for frame in sequence.array]
-    for message in images:
+    styluses = {message.time_ns: message for message in room.poses}
+    for message in room.images:
         far = np.abs(message.content.affine[:3, [0, 1, 3]] - where).max(axis=(1, 2))
-        assert far.min() < 1e-4, "mm"
+        n = int(np.argmin(far))
+        assert far[n] < 1e-4 and message.device_name == "nearscan"
+        stylus = styluses[message.time_ns]
+        tip = np.linalg.inv(sequence.transform(n, "ReferenceToTracker")) @ sequence.transform(n, "StylusToTracker")
+        assert stylus.device_name == "StylusToReference"
+        np.testing.assert_allclose(stylus.content.matrix, tip, atol=1e-4)
         shown = message.content.array[0, ::4, ::4].astype(np.float32).ravel()
         alike = [np.corrcoef(shown, frame)[0, 1] for frame in frames]
-        assert np.argmax(alike) == np.argmin(far) and max(alike) > 0.95
+        assert np.argmax(alike) == n and max(alike) > 0.95
         assert message.metadata["unprocessed"] == "" and "us-despeckle" in message.metadata["models"]
 
 
@@ -161,6 +166,7 @@ def is_not_placed_while_the_probe_is_not_seen(room, pictures, scan_id):
     unplaced = [m for m in room.images if "tracking" in m.metadata["unprocessed"]]
     assert unplaced
     for message in unplaced:
+        assert message.device_name == "nearscan_untracked"
         assert "the identity, which stands for not seen" in message.metadata["unprocessed"]
         assert message.content.affine[:3, 3] == pytest.approx(0, abs=1e-3)
         sizes = np.diag([0.0854, 0.0788, 0.0821])
