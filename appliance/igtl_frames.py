@@ -68,6 +68,7 @@ class FramePackets:
         self._version, self._alarm = version, alarm
         self._scans: dict[str, tuple[str, ScanScale]] = {}  # modality and scale by scan
         self._told = ""
+        self._alarms: dict[str, str] = {}
         self.n_clipped = 0
 
     def begin(self, scan: Scan, running: set[str]) -> None:
@@ -92,13 +93,16 @@ class FramePackets:
             packets = {**self._words(frame, words), **({} if fault else self._poses(frame))}
             packets["IMAGE"] = self.message(image, frame.acquired_ns, told, name)
         except ValueError as error:
-            self._alarm("openigtlink", str(error))
+            self._raise_alarm("openigtlink", str(error))
             return {}
+        self._raise_alarm("openigtlink", "")
         if self._removed_name and not fault and frame.original is not None:
             packets |= self._removed(frame, frame.original)
         return packets
 
     def _image(self, frame: Frame) -> tuple[Image, list[str], float]:
+        if frame.array.dtype.kind not in "iuf":
+            raise ValueError(f"openigtlink: pixels are {frame.array.dtype}, not numbers; put reconstruct before it")
         modality, scan_scale = self._scans.get(frame.scan_id, ("MR", ScanScale()))
         array, scale, words = frame.array, 1.0, []
         if self._image_type == "auto":
@@ -122,20 +126,26 @@ class FramePackets:
 
     def _poses(self, frame: Frame) -> Packets:
         """One TRANSFORM for each valid tool, and all of them as TDATA for who asks for it."""
-        packets, tools = {}, []
+        packets, tools, faults = {}, [], []
         for name, to_reference in (frame.tracking.tools if frame.tracking else {}).items():
             matrix, full_name = to_ras(to_reference), f"{name}ToReference"
             fault = rigid_fault(matrix)
             if len(full_name.encode()) > 20:
                 fault = f"its name {full_name!r} is longer than 20 bytes; shorten it in the source"
             if fault:
-                self._alarm("openigtlink tools", f"openigtlink: tool {name!r} is not sent: {fault}")
+                faults.append(f"openigtlink: tool {name!r} is not sent: {fault}")
                 continue
             packets[f"TRANSFORM {name}"] = self.message(Transform(matrix), frame.acquired_ns, name=full_name)
             tools.append(Tool(name, matrix))
+        self._raise_alarm("openigtlink tools", "; ".join(faults))
         if tools:
             packets["TDATA"] = self.message(TrackingData(tuple(tools)), frame.acquired_ns)
         return packets
+
+    def _raise_alarm(self, key: str, text: str) -> None:
+        if text != self._alarms.get(key, ""):
+            self._alarms[key] = text
+            self._alarm(key, text)
 
     def _removed(self, frame: Frame, original: Any) -> Packets:
         if original.shape != frame.array.shape:

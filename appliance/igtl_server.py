@@ -217,6 +217,12 @@ class DisplayServer:
         }
 
     def _run(self) -> None:
+        try:
+            self._serve_all()
+        finally:  # also after an error of our own: nobody is left looking at an image that nobody calls old any more
+            self._hang_up()
+
+    def _serve_all(self) -> None:
         wait_s = 0.0
         while not self._closing:
             for fd, events in self._epoll.poll(max(0.0, min(wait_s, _LONGEST_WAIT_S))):
@@ -232,7 +238,6 @@ class DisplayServer:
             self._post(packets)
             self._drop_stuck(time.monotonic())
         self._post(self._farewell)
-        self._hang_up()
 
     def _serve(self, fd: int, events: int) -> None:
         if fd == self._listener.fileno():
@@ -350,7 +355,7 @@ class DisplayServer:
 
     def _hang_up(self) -> None:
         for display in list(self._displays.values()):
-            self._drop(display, "we shut down")
+            self._drop(display, "we hang up")
         self._epoll.close()
         self._listener.close()
 

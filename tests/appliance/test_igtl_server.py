@@ -163,7 +163,7 @@ def test_a_peer_that_breaks_the_protocol_is_hung_up_on(serve, connect, header):
     server = serve()
     display = connect(server)
     display.socket.sendall(header)
-    with pytest.raises((AssertionError, ConnectionError)):
+    with pytest.raises((AssertionError, ConnectionError), match="hung up|reset"):
         display.wait_for(lambda m: False)
     assert server.status()["displays"] == []
 
@@ -261,3 +261,15 @@ def test_the_farewell_reaches_who_reads(serve, connect):
     time.sleep(0.1)
     server.close({"STATUS": encode(Message(Status(19, "SHUTDOWN")))})
     assert display.status("SHUTDOWN").code == 19
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_our_own_leaves_no_display_connected(connect):
+    server = DisplayServer("127.0.0.1", 0, lambda item: 1 / 0, lambda: (STATUS, 0.05), 5.0, 32)
+    display = connect(server)
+    display.status("LIVE")
+    server.put(1)
+    with pytest.raises((AssertionError, ConnectionError), match="hung up|reset"):
+        display.wait_for(lambda m: False)
+    with pytest.raises(RuntimeError, match="its thread has ended"):
+        server.put(2)
