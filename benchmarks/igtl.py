@@ -439,7 +439,7 @@ def show(result: dict[str, Any]) -> None:
     stale = result["stale"]
     print(f"the others' p99 moves by {moved:.2f} ms (aim: less than a frame, {1000 / DISPLAYS_HZ:.1f} ms)\n")
     print(
-        f"told that it is stale: {stale['p50_ms']:.0f} ms after the last image (p50), {stale['max_ms']:.0f} (max; aim 500)"
+        f"told that it is stale: {stale['p50_ms']:.0f} ms after the last image, {stale['max_ms']:.0f} at most (aim 500)"
     )
 
 
