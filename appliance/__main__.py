@@ -115,14 +115,20 @@ def status(file: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("scene", type=click.Choice(["mri", "ultrasound"]), default="mri")
 @click.option("--seconds", type=click.FloatRange(min=5, max=86_400), default=30.0, show_default=True)
 @click.option("--json", "json_file", type=_FILE, help="Write the result here as well.")
 @click.option("--keep", is_flag=True, help="Stay up after the end, until Ctrl-C.")
-def demo(seconds: float, json_file: Path | None, keep: bool) -> None:
-    """Simulate a scanner and a PACS around a running appliance, and account for every image."""
-    from appliance.demo import run_demo
+def demo(scene: str, seconds: float, json_file: Path | None, keep: bool) -> None:
+    """Simulate a scanner and a PACS around a running appliance, and account for every image.
 
-    sys.exit(run_demo(seconds, json_file, keep))
+    SCENE ultrasound: a tracked ultrasound machine and a navigation display instead; each picture is where it was.
+    """
+    from appliance import demo as mri
+    from appliance import demo_ultrasound as ultrasound
+
+    run = mri.run_demo if scene == "mri" else ultrasound.run_demo
+    sys.exit(run(seconds, json_file, keep))
 
 
 @main.group()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nearscan demo`: a simulated scanner, display and PACS around a running appliance, and an account of every image."""
+"""`nearscan demo mri`: a simulated scanner, display and PACS around a running appliance; an account of every image."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ LAYERS = [
     ("appliance/config.py", "appliance/describe_settings.py"),
     ("appliance/environment.py", "appliance/child.py", "appliance/graph.py", "appliance/console/"),
     ("appliance/supervise.py", "appliance/run_child.py", "appliance/daemon.py"),
-    ("appliance/status_table.py", "appliance/simulate/", "appliance/demo.py"),
+    ("appliance/status_table.py", "appliance/simulate/", "appliance/demo.py", "appliance/demo_ultrasound.py"),
     ("appliance/commands/",),
     ("appliance/__main__.py",),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,16 +117,19 @@ def stream(
     n_frames: int | None = None,
     skew_ms: float = 0.0,
     missing_s: float = 0.0,
+    on_frame: Callable[[int, int], None] = lambda number, time_ns: None,
 ) -> int:
     """Send at `rate_hz` until `stop` or for `n_frames`; return how many were sent.
 
-    The tools are not seen in the last `missing_s` of every ten seconds.
+    The tools are not seen in the last `missing_s` of every ten seconds. `on_frame` gets the number and the time stamp
+    of each picture before it goes.
     """
     begin_s, n = time.monotonic(), 0
     for n, picture in enumerate(pictures):
         if n == n_frames or stop.wait(max(0.0, begin_s + n / rate_hz - time.monotonic())):
             return n
         time_ns = time.time_ns()
+        on_frame(n, time_ns)
         missing = (n / rate_hz) % _MISSING_EVERY_S >= _MISSING_EVERY_S - missing_s
         for message in messages(picture, time_ns, skew_ns=int(skew_ms * 1e6), missing=missing):
             server.send(encode(message))
