@@ -23,7 +23,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,24 +177,18 @@ def guessing(port: int, cookie: str) -> dict[str, Any]:
     return {"at_rest_ms": rest, "during_ms": during, "seconds": seconds, "guessers": N_GUESSERS, "answers": answered}
 
 
-def milliseconds(work: Callable[[], object], n: int = 15) -> float:
-    """Return the median time of `work` in ms."""
-    times = []
-    for _ in range(n):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e3
-
-
 def hashing(accounts: Accounts) -> dict[str, float]:
-    """Return how long one look at a password takes, where there is such an account and where there is none."""
+    """Return how long one look at a password takes, where there is such an account and where there is none, by turns;
+    the quickest of each: what else this machine does is not of interest."""
     owner = accounts.read()["owner"]
     nobodys_hash()
-    return {
-        "account_ms": milliseconds(lambda: verify(owner, "wrong password")),
-        "no_account_ms": milliseconds(lambda: verify(None, "wrong password")),
-    }
+    times: dict[str, list[float]] = {"account_ms": [], "no_account_ms": []}
+    for _ in range(25):
+        for name, account in (("account_ms", owner), ("no_account_ms", None)):
+            start = time.perf_counter()
+            verify(account, "wrong password")
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: min(all_) for name, all_ in times.items()}
 
 
 def run() -> dict[str, Any]:
