@@ -21,7 +21,7 @@ _MOST = 10_000
 
 @dataclass(frozen=True)
 class Limit:
-    """After `free` failures the wait is 1 s, then 2, 4, … up to `longest_s`."""
+    """The first `free` failures cost no wait; the next costs 1 s, then 2, 4, … up to `longest_s`."""
 
     free: int
     longest_s: float
