@@ -14,7 +14,33 @@ REQUEST_S = 10.0  # a request, or a new connection's first one, must be here wit
 UPLOAD_S = 30.0  # so many more bytes of a body must be here within this
 UPLOAD_BYTES = 1 << 16
 MOST_WAITING = 256  # connections on which no request is; the oldest gives way
+MOST_OF_ADDRESS, MOST_CONNECTIONS = 2 * MOST_WAITING, 4 * MOST_WAITING
 UNREAD_MS = 60_000  # a peer that takes nothing of an answer for so long is hung up on
+
+
+class BoundedListener(socket.socket):
+    """A listening socket that hangs up on more connections than are good for this machine, before anything is spent on
+    them: a TLS handshake that does not end takes 300 kB, and uvicorn sees a connection only after it."""
+
+    _open: list[tuple[socket.socket, str]]
+
+    @classmethod
+    def of(cls, listener: socket.socket) -> BoundedListener:
+        """Take the place of `listener`."""
+        bounded = cls(fileno=listener.detach())
+        bounded._open = []
+        return bounded
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As of a socket. Raises ConnectionAbortedError, after which asyncio takes the next."""
+        connection, address = super().accept()
+        self._open = [one for one in self._open if one[0].fileno() >= 0]
+        n_same = sum(host == address[0] for _, host in self._open)
+        if len(self._open) >= MOST_CONNECTIONS or n_same >= MOST_OF_ADDRESS:
+            connection.close()
+            raise ConnectionAbortedError(f"{len(self._open)} connections are open, {n_same} of this address")
+        self._open.append((connection, address[0]))
+        return connection, address
 
 
 class ImpatientProtocol(H11Protocol):

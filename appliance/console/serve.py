@@ -17,7 +17,7 @@ import uvicorn
 from appliance.console.app import Console
 from appliance.console.guard import our_names
 from appliance.errors import ConfigError
-from appliance.http_deadline import MOST_WAITING, REQUEST_S, ImpatientProtocol
+from appliance.http_deadline import MOST_CONNECTIONS, REQUEST_S, BoundedListener, ImpatientProtocol
 from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
 from appliance.tls import server_context
@@ -68,7 +68,8 @@ def listen(console: ConsoleSettings) -> socket.socket:
     """Open the console's socket."""
     bind, port = console.bind, console.port
     try:
-        return socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        return BoundedListener.of(socket.create_server((bind, port), family=family))
     except OSError as error:
         raise ConfigError(f"console: cannot listen on {bind}:{port}: {error}; choose another port or bind") from error
 
@@ -86,7 +87,7 @@ async def _serve(
         ws_per_message_deflate=False,  # a local line is faster than the compressor
         proxy_headers=False,  # an address in a header is anybody's word
         h11_max_incomplete_event_size=16_384,
-        limit_concurrency=4 * MOST_WAITING,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=2,
         server_header=False,

@@ -14,13 +14,12 @@ import uvicorn
 
 from appliance.buffer import Buffer
 from appliance.dicom.web.app import DicomWeb, read_token
-from appliance.http_deadline import MOST_WAITING, UploadProtocol
+from appliance.http_deadline import MOST_CONNECTIONS, BoundedListener, UploadProtocol
 from appliance.settings import ListenDicomweb
 from appliance.tls import server_context
 
 _STOP_S = 5.0
 _HEAD_BYTES = 16_384
-_MOST_CONNECTIONS = 4 * MOST_WAITING
 
 
 class _Server(uvicorn.Server):
@@ -43,7 +42,7 @@ class WebServer:
             http=UploadProtocol,
             ws="none",
             h11_max_incomplete_event_size=_HEAD_BYTES,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=2,
             server_header=False,
@@ -54,7 +53,7 @@ class WebServer:
         if settings.tls:
             config.ssl = server_context(settings.tls, "listen.dicomweb.tls")
         family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
-        self._listener = socket.create_server((settings.bind, settings.port), family=family)
+        self._listener = BoundedListener.of(socket.create_server((settings.bind, settings.port), family=family))
         self.port = int(self._listener.getsockname()[1])
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._run, name="dicomweb", daemon=True)

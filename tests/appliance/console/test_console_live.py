@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from browser import Browser, screenshot_folder
-from conftest import PASSWORDS
+from console_bench import PASSWORDS
 
 from appliance.console.accounts import Accounts, accounts_file
 from appliance.mri.phantom import cine_kspace

@@ -9,10 +9,11 @@ import subprocess
 import time
 
 import pytest
-from conftest import PASSWORDS, PATIENCE_S, Bench
+from console_bench import PASSWORDS, PATIENCE_S, Bench
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from appliance import http_deadline
 from appliance.console.serve import run
 from appliance.errors import ConfigError
 from appliance.settings import Settings
@@ -95,11 +96,25 @@ def test_plain_http_and_old_tls_get_nothing(secure):
 
 
 @pytest.mark.peer
-def test_handshakes_that_do_not_end_keep_nobody_out(secure):
+def test_handshakes_that_do_not_end_keep_nobody_out_and_are_bounded(secure):
     with contextlib.ExitStack() as stack:
-        for _ in range(300):
-            stack.enter_context(socket.create_connection(secure.address.split(":"), PATIENCE_S, ("127.0.0.3", 0)))
+        ends = []
+        for _ in range(http_deadline.MOST_OF_ADDRESS + 100):
+            one = socket.create_connection(secure.address.split(":"), PATIENCE_S, ("127.0.0.3", 0))
+            ends.append(stack.enter_context(one))
         assert secure.ask("GET", "/sign-in")[0].status == 200
+        until(lambda: sum(is_hung_up(one) for one in ends) >= 100)
+    assert secure.ask("GET", "/sign-in", source="127.0.0.3")[0].status == 200
+
+
+def is_hung_up(one):
+    one.settimeout(0.0)
+    try:
+        return one.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 @pytest.mark.peer

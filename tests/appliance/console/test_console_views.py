@@ -5,7 +5,7 @@ import json
 
 import pytest
 from browser import screenshot_folder
-from conftest import PASSWORDS
+from console_bench import PASSWORDS
 from day import busy_day
 from scanner import Scanner
 

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from conftest import PASSWORDS, PATIENCE_S, Bench
+from console_bench import PASSWORDS, PATIENCE_S, Bench
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 

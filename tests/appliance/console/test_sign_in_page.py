@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from browser import Browser, screenshot_folder
-from conftest import PASSWORDS, Bench
+from console_bench import PASSWORDS, Bench
 
 from appliance.console import sign_in
 from appliance.console.sign_in_waits import Waits
