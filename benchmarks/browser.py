@@ -5,9 +5,9 @@
 
 A whole appliance runs. A scanner sends 256 x 256 images nearly 30 times a second, each with its number in black and
 white blocks. In headless Chromium a script reads the number back from what the page has drawn, when the page has been
-painted; Chromium's own trace says when that frame was swapped to the (software) screen. The peer is a motion JPEG stream
-(multipart/x-mixed-replace, as from network cameras) of the same previews, from a process of its own, shown in the same
-Chromium by an <img>. `--minutes` adds a long run that watches memory.
+painted; Chromium's own trace says when that frame was swapped to the (software) screen. The peer is a motion JPEG
+stream (multipart/x-mixed-replace, as from network cameras) of the same previews, from a process of its own, shown in
+the same Chromium by an <img>. `--minutes` adds a long run that watches memory.
 """
 
 from __future__ import annotations
