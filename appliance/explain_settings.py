@@ -26,6 +26,7 @@ _KINDS = {
 _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "must be letters, digits, '-' and '_' only, beginning with a letter or digit",
     r"^[\x20-\x5b\x5d-\x7e]+$": "must be printable ASCII without backslash",
+    r"^[ -~]*$": "must be printable ASCII",
 }
 
 

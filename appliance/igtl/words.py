@@ -15,6 +15,7 @@ _STATUS = struct.Struct(">Hq20s")
 _TEXT = struct.Struct(">HH")
 _SENSOR = struct.Struct(">BBQ")
 ASCII, UTF8 = 3, 106  # IANA MIBenum
+ASCII_NAME = r"^[ -~]*$"  # of our own device names: as many bytes as letters
 _LONGEST_TEXT = 65535
 
 # STATUS codes of the standard that we use

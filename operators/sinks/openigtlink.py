@@ -19,7 +19,7 @@ from pydantic import Field, IPvAnyNetwork
 from appliance.context import Context
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Status
-from appliance.igtl.words import CONNECTION_LOST, NOT_READY, OK, SHUTTING_DOWN
+from appliance.igtl.words import ASCII_NAME, CONNECTION_LOST, NOT_READY, OK, SHUTTING_DOWN
 from appliance.igtl_frames import FramePackets, ImageType, tracking_fault
 from appliance.igtl_server import DisplayServer, Packets
 from operators import OperatorSettings
@@ -37,9 +37,13 @@ class Settings(OperatorSettings):
         description="Addresses or networks (CIDR) of displays. Empty: all that reach `bind`.",
         examples=["192.0.2.0/28"],
     )
-    device_name: str = Field("nearscan", min_length=1, max_length=20, description="Device name in every message.")
+    device_name: str = Field(
+        "nearscan", min_length=1, max_length=20, pattern=ASCII_NAME, description="Device name in every message."
+    )
     removed_name: str = Field(
-        "", max_length=20, description="Device name for images of what was removed, float32. Empty: they are not sent."
+        "",
+        pattern="^[ -~]{0,20}$",
+        description="Device name for images of what was removed, float32. Empty: they are not sent.",
     )
     image_type: ImageType = Field(
         "auto",

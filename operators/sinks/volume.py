@@ -20,7 +20,7 @@ from appliance.bus import Publisher
 from appliance.context import Context
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, encode
-from appliance.igtl.words import OK, SHUTTING_DOWN
+from appliance.igtl.words import ASCII_NAME, OK, SHUTTING_DOWN
 from appliance.igtl_server import DisplayServer, Packets
 from appliance.imaging.volume_message import MOST_VOXELS, TOPIC, Volume, pack
 from appliance.imaging.volume_of_scan import VolumeOfScan
@@ -48,7 +48,9 @@ class Settings(OperatorSettings):
     queue_mb: int = Field(128, ge=1, le=4096, description="Frames that wait, in MiB; beyond, the oldest are left out.")
     port: int = Field(0, ge=0, le=65535, description="TCP port for OpenIGTLink displays. 0: none.")
     bind: str = Field("127.0.0.1", description="Address to listen on; OpenIGTLink has no sign-in.")
-    device_name: str = Field("volume", min_length=1, max_length=20, description="Device name of the volume.")
+    device_name: str = Field(
+        "volume", min_length=1, max_length=20, pattern=ASCII_NAME, description="Device name of the volume."
+    )
 
     @field_validator("clip_px")
     @classmethod

@@ -359,3 +359,9 @@ def test_the_cpp_library_reads_what_we_send(start, tmp_path):
     assert expected in said  # printed only after the library's own CRC check
     assert "String: WARNING: RF spike in line 81" in said
     assert "Status    : scan ended: complete" in said or "Status    : nearscan stops" in said
+
+
+@pytest.mark.parametrize("key", ["device_name", "removed_name"])
+def test_names_that_do_not_fit_the_wire_are_told_before_anything_starts(key):
+    with pytest.raises(ValueError, match="should match pattern"):
+        Settings(**{key: "größer"})  # letters of two bytes: 20 of them would be 40
