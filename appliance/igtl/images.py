@@ -125,6 +125,8 @@ def write_image(image: Image | ImagePart) -> tuple[bytes | memoryview, ...]:
     if not _fits(offset, part, size):
         raise ValueError(f"encode: a part of {part} at {offset} is not within an image of {size}")
     ras = _FLIP @ image.affine
+    if not np.isfinite(ras).all():
+        raise ValueError(f"encode: IMAGE with the geometry {image.affine.tolist()}; mend its source")
     centre = ras @ [*((n - 1) / 2 for n in size), 1.0]
     head = _IMAGE.pack(
         *(1, components, _CODES[array.dtype.newbyteorder("=")], _LITTLE, _RAS),

@@ -10,18 +10,22 @@ from appliance.frames import Affine
 # Largest deviation of an axis' squared length from 1, or of the cosine between two from 0. Half a thousandth in
 # length is 0.1 mm at 200 mm; poses written with six digits (PLUS) deviate by 2e-6, float32 on the wire by 2e-7.
 TOLERANCE = 1e-3
+FARTHEST_MM = 1e6  # a kilometre: no room is so large
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def rigid_fault(matrix: Affine) -> str:
     """Return why the (4, 4) `matrix` is no rigid transform, and "" where it is one (rotation and translation)."""
-    if np.shape(matrix) != (4, 4):
-        return f"shape {np.shape(matrix)}, not (4, 4)"
+    matrix = np.asarray(matrix)
+    if matrix.shape != (4, 4):
+        return f"shape {matrix.shape}, not (4, 4)"
     if not np.isfinite(matrix).all():
         return "it holds NaN or infinite numbers"
     if not np.array_equal(matrix[3], (0, 0, 0, 1)):
-        return f"its last row is {np.asarray(matrix)[3].tolist()}, not 0 0 0 1"
-    rotation = np.asarray(matrix, np.float64)[:3, :3]
+        return f"its last row is {matrix[3].tolist()}, not 0 0 0 1"
+    if (distance := np.abs(matrix[:3, 3]).max()) > FARTHEST_MM:
+        return f"it leads {distance:.3g} mm away"
+    rotation = matrix[:3, :3].astype(np.float64)
     gram = rotation.T @ rotation
     lengths = np.sqrt(np.diag(gram))
     if np.abs(np.diag(gram) - 1).max() > TOLERANCE:

@@ -347,6 +347,7 @@ def test_any_image_is_read_back(dtype, shape, geometry, metadata, time_ns, name)
             "expected a .* plain number type, got complex64",
         ),
         (Message(Image(np.zeros((2, 2)), np.eye(4))), r"expected a \(z, y, x\) array .* got float64 \(2, 2\)"),
+        (Message(Image(np.zeros((1, 2, 2), "u1"), np.eye(4) * np.nan)), r"IMAGE with the geometry \[\[nan, "),
         (Message(Image(np.zeros((1, 1, 70000), "u1"), np.eye(4))), "IMAGE holds 1 to 65535 voxels along an axis"),
         (
             Message(ImagePart(np.zeros((1, 2, 2), "u1"), np.eye(4), (1, 0, 0), (2, 2, 1))),

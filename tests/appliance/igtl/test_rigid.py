@@ -52,6 +52,7 @@ def test_real_poses_of_a_tracker_pass():
         (lambda m: np.where(np.eye(4) == 1, np.nan, m), "it holds NaN or infinite numbers"),
         (lambda m: m + np.eye(4)[:, [1, 2, 3, 0]] * np.inf, "it holds NaN or infinite numbers"),
         (lambda m: np.vstack([m[:3], [[0, 0, 1, 1]]]), "its last row is [0.0, 0.0, 1.0, 1.0], not 0 0 0 1"),
+        (lambda m: m + np.outer([1e300, 0, 0, 0], [0, 0, 0, 1]), "it leads 1e+300 mm away"),
         (lambda m: m @ np.diag([1, 1, 1.01, 1]), "scaled: its axes are 1, 1 and 1.01 long"),
         (lambda m: m @ np.diag([0, 0, 0, 1]), "scaled: its axes are 0, 0 and 0 long"),
         (lambda m: m @ np.diag([1, 1, -1, 1]), "mirrored: its determinant is negative"),
