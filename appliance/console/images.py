@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,8 @@ class Images:
 
     def close(self) -> None:
         """End the child process."""
-        self._thread.submit(self._decoder.close)
-        self._thread.shutdown(cancel_futures=False)
+        self._thread.shutdown(cancel_futures=True)
+        self._decoder.close()
 
     def _read(self, instance_id: int, frame: int, size: int) -> tuple[bytes, tuple[float, float]]:
         buffer = self._store.existing()
@@ -66,15 +66,27 @@ class Images:
                 413, f"console: image {instance_id} has {held.n_bytes >> 20} MiB, too large to show here"
             )
         try:
-            frames = self._decoder.decode(buffer.segments.read(held.place, held.digest))
-            shown = next(islice(frames, frame, None), None)
-            frames.close()  # type: ignore[attr-defined]
+            shown = self._frame(buffer.segments.read(held.place, held.digest), frame)
         except (DecodeError, ObjectError) as error:
             raise HTTPException(422, f"console: image {instance_id} cannot be shown: {error}") from error
         if shown is None:
             raise HTTPException(404, f"console: image {instance_id} has no frame {frame}")
         window = shown.window or grey_window(shown.image)
         return png(small(shown, window, size)), window
+
+    def _frame(self, file: bytearray, number: int) -> Decoded | None:
+        """Return one frame; None: there are fewer. One that is read to its end leaves the child for the next file."""
+        shown: Decoded | None = None
+        try:
+            with contextlib.closing(self._decoder.decode(file)) as frames:
+                for n, decoded in enumerate(frames):
+                    if n > number:
+                        break
+                    shown = decoded if n == number else None
+        except DecodeError:
+            if shown is None:  # otherwise it is a later one that is wrong
+                raise
+        return shown
 
 
 def small(shown: Decoded, window: tuple[float, float], size: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class ImageDecoder:
         self._memory_bytes, self._timeout_s = memory_bytes, timeout_s
         self._child: subprocess.Popen[bytes] | None = None
 
-    def decode(self, file: bytes | bytearray) -> Iterator[Decoded]:
+    def decode(self, file: bytes | bytearray) -> Generator[Decoded, None, None]:
         """Give the frames as they are decoded, each within the time. Raises DecodeError."""
         try:
             child = self._ready()

@@ -120,21 +120,21 @@ def test_retry_hold_and_release_of_one_and_of_all(bench, day):
     assert day.buffer.first_broken_audit_row() is None
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "status", "words"),
-    [
-        ("/api/delivery/delete", {"ids": [1]}, 404, "no such action; there are retry, hold, release"),
-        ("/api/delivery/hold", {}, 400, "say which: ids, or destination and state"),
-        ("/api/delivery/hold", {"destination": "pacs"}, 400, "say which"),
-        ("/api/delivery/hold", {"destination": "pacs", "state": "sending"}, 400, "state: "),
-        ("/api/delivery/hold", {"ids": ["1"]}, 400, "ids.0: "),
-        ("/api/delivery/hold", {"ids": list(range(501))}, 400, "ids: "),
-        ("/api/alarms/acknowledge", {"process": "daemon"}, 400, "key: Field required"),
-    ],
+NO_SENSE = (
+    ("/api/delivery/delete", {"ids": [1]}, 404, "no such action; there are retry, hold, release"),
+    ("/api/delivery/hold", {}, 400, "say which: ids, or destination and state"),
+    ("/api/delivery/hold", {"destination": "pacs"}, 400, "say which"),
+    ("/api/delivery/hold", {"destination": "pacs", "state": "sending"}, 400, "state: "),
+    ("/api/delivery/hold", {"ids": ["1"]}, 400, "ids.0: "),
+    ("/api/delivery/hold", {"ids": list(range(501))}, 400, "ids: "),
+    ("/api/alarms/acknowledge", {"process": "daemon"}, 400, "key: Field required"),
 )
-def test_what_makes_no_sense_changes_nothing(bench, day, path, value, status, words):
+
+
+def test_what_makes_no_sense_changes_nothing(bench, day):
     signed = bench.sign_in("technologist")
-    assert words in post(bench, signed, path, value, status)["error"]
+    for path, value, status, words in NO_SENSE:
+        assert words in post(bench, signed, path, value, status)["error"]
     assert day.buffer.database.query("SELECT count(*) FROM deliveries WHERE state = 'held'") == [(0,)]
 
 
