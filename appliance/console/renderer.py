@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_VIEWERS = 16
 _NICE = 10
+_PATIENCE_S = 0.5  # a sharp picture of an older volume may take so long, then it gives way
 _SLOW_S, _QUICK_S = 0.050, 0.012  # a draft slower than that gets coarser, a quicker one finer: 20 pictures a second
 _PREPARING = "3D is being made ready: after an update that takes up to a minute"
 _NOTHING = "no volume yet: a pipeline with the sink 'volume' makes one of each scan"
@@ -153,9 +154,19 @@ class Renderer:
             if all(job.task.arrived is current for viewer, job in self._jobs.items() if viewer.pipeline == pipeline):
                 self._current[pipeline] = newest
 
+    def _give_up(self) -> None:
+        """Drop what nobody wants any more, and what takes so long that it would show an old volume."""
+        for viewer, job in list(self._jobs.items()):
+            is_old = self.volumes.newest.get(viewer.pipeline) is not job.task.arrived
+            if job.task.level > 0 and is_old and time.monotonic() - job.began_s > _PATIENCE_S:
+                viewer.is_slow |= job.task.level == 1
+                del self._jobs[viewer]
+            elif viewer.is_in_vain(job.task):
+                del self._jobs[viewer]
+
     def _next(self) -> Viewer | None:
         """Begin what is to be begun; return who is next."""
-        self._jobs = {viewer: job for viewer, job in self._jobs.items() if not viewer.is_in_vain(job.task)}
+        self._give_up()
         self._adopt()
         for viewer in self._viewers - self._jobs.keys():
             task = viewer.next_task(self._current.get(viewer.pipeline))
@@ -176,6 +187,8 @@ class Renderer:
         job.spent_s += spent_s
         if result is not None:
             header, encoded = result
+            if job.task.level == 1:
+                viewer.is_slow = time.monotonic() - job.began_s > _PATIENCE_S
             header["render_ms"] = round(job.spent_s * 1e3, 1)
             if job.task.level == 0:
                 viewer.draft = _adapt(viewer.draft, job.spent_s)
@@ -197,7 +210,7 @@ class _Job:
     """One picture in the making."""
 
     def __init__(self, task: Task, draft: int) -> None:
-        self.task, self.spent_s = task, 0.0
+        self.task, self.spent_s, self.began_s = task, 0.0, time.monotonic()
         self.work: Generator[None, None, Picture] | None = None
         self._draft = draft
 

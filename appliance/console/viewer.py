@@ -59,7 +59,8 @@ class Viewer:
     def __init__(self, pipeline: str, role: Role, kpis: Kpis, deliver: Callable[[dict[str, Any], bytes], None]) -> None:
         self.pipeline, self.role, self.deliver = pipeline, role, deliver
         self.wanted: Wanted | None = None  # by the event loop
-        self.draft = 1  # of draw.DRAFTS; by the render thread, as are the next three
+        self.draft = 1  # of draw.DRAFTS; by the render thread, as are the next four
+        self.is_slow = False  # sharp pictures come later than newer volumes: those are drawn as drafts first
         self.used_s = 0.0
         self.said = ""
         self._last: Drawn | None = None
@@ -83,8 +84,8 @@ class Viewer:
         wanted, last = self.wanted, self._last
         if wanted is None or arrived is None or len(self._sent) >= ON_THE_WAY:
             return None
-        if last is None or last.scan_id != arrived.volume.scan_id or wanted.view.dragging:
-            level = 0  # the first image soon
+        if last is None or last.scan_id != arrived.volume.scan_id or wanted.view.dragging or self.is_slow:
+            level = 0  # an image soon
         else:
             level = 1
         if last is not None and (last.wanted, last.volume_number) == (wanted, arrived.number):

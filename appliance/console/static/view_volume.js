@@ -144,7 +144,8 @@ function tick() {
 }
 
 function showFacts(header) {
-  const marks = header.marks.map((mark) => `${mark.stage === "tracking" ? "NO POSITION" : `UNPROCESSED by ${mark.stage}`}: ${mark.reason}`);
+  const kinds = { tracking: "NO POSITION", volume: "NOT ALL OF IT" };
+  const marks = header.marks.map(({ stage, reason }) => `${kinds[stage] || `UNPROCESSED by ${stage}`}: ${reason}`);
   if (header.filled < 0.999 && !header.complete) marks.push(`Still filling: ${Math.floor(header.filled * 100)} % of the volume is measured`);
   else if (header.filled < 0.999) marks.push(`INCOMPLETE: ${Math.floor(header.filled * 100)} % of the volume is measured`);
   const text = marks.join("\n");
