@@ -147,11 +147,12 @@ function provenance(entry) {
 }
 
 function showDetail(entry) {
+  ui.detail.hidden = false;
   ui.stored.show(entry);
+  if (shownDetail === "" && matchMedia("(max-width: 1000px)").matches) ui.detail.scrollIntoView(); // it is below the list
   const text = JSON.stringify({ ...entry, images: 0 });
   if (text === shownDetail) return;
   shownDetail = text;
-  ui.detail.hidden = false;
   fill(ui.title, [personName(entry.who.PatientName) || "no name", el("small", {}, ` ${entry.who.PatientID}`)]);
   fill(ui.subtitle, [stateOf(entry.state), ` ${entry.modality} ${entry.what}`, el("small", {}, ` ${MEANS[entry.state]}`)]);
   fill(ui.times, times(entry));

@@ -119,6 +119,17 @@ def test_today_says_what_came_and_what_became_of_it(bench, page, day, scanner, t
     )
 
 
+def test_on_a_tablet_the_scan_that_is_touched_comes_into_sight(bench, page, day, scanner):
+    page.resize(SIZES["-tablet"])
+    enter(page, bench, "viewer", "today")
+    page.wait_for("document.querySelectorAll('#today-rows tr').length === 8")
+    page.ask("[...document.querySelectorAll('#today-rows tr')].find((r) => r.innerText.includes('Okafor')).click()")
+    page.wait_for("document.querySelector('.stored img').naturalWidth === 128")
+    place = "document.querySelector('.stored .tag').getBoundingClientRect()"
+    page.wait_for(f"{place}.top > 0 && {place}.bottom < innerHeight")
+    page.resize(SIZES[""])
+
+
 def test_today_is_searched_and_comes_back(bench, page, day, scanner):
     enter(page, bench, "viewer", "today")
     page.wait_for("document.querySelectorAll('#today-rows tr').length === 8")
