@@ -5,7 +5,7 @@ Rule: no threads and no clock of its own; times come as arguments, ns.
 
 Images and poses must be timed by one clock, or by clocks that agree (PLUS times both): the time stamps are compared as
 they are. How late both arrive, in the last seconds (poses.Clock) and now, shows where the clocks do not agree: then
-nothing is matched. The difference is not corrected, because a slow way and a wrong clock look the same from here.
+nothing is matched. No difference is corrected, because a slow way and a wrong clock look the same from here.
 A time stamp that goes back forgets all poses: those of before may have the times of images to come.
 """
 
@@ -85,7 +85,8 @@ class MatchPoses:
         self._chain, self._limits = chain, limits
         self._tracks = {name: Track(name) for name in (chain.names if chain else ())}
         self._images, self._poses = Clock(limits.max_skew_ns), Clock(limits.max_skew_ns)
-        self._last_stamp_ns = self._pose_delay_ns = 0  # of the newest image; of the newest pose
+        self._last_stamp_ns = 0
+        self._newest = (0, 0)  # time stamp and receipt of the newest pose
         self._waiting: deque[_Waiting] = deque()
         self._given_up: set[str] = set()  # waited for in vain, and nothing has come since: not waited for again
         self.n_invalid_poses = 0
@@ -99,10 +100,13 @@ class MatchPoses:
         trouble = self._poses.add(stamp_ns, received_ns)
         if stamp_ns <= 0:
             self.n_invalid_poses += 1
-            return
-        if trouble or stamp_ns < (track.newest_ns or 0):
+            return track.refuse("its poses have no time stamps")
+        if not trouble and stamp_ns < (track.newest_ns or 0):
+            trouble = "time stamps went back"
+            self._poses.restart(stamp_ns, received_ns)
+        if trouble:
             self._forget()
-        self._pose_delay_ns = received_ns - stamp_ns
+        self._newest = (stamp_ns, received_ns)
         fault = fault or pose_fault(matrix)
         self.n_invalid_poses += bool(fault)
         track.add(stamp_ns, None if fault else matrix, fault)
@@ -112,6 +116,7 @@ class MatchPoses:
         trouble = self._images.add(stamp_ns, received_ns)
         if not trouble and stamp_ns <= self._last_stamp_ns:
             trouble = f"time stamps went back by {(self._last_stamp_ns - stamp_ns) / 1e6:.0f} ms"
+            self._images.restart(stamp_ns, received_ns)
             self._forget()
         self._last_stamp_ns = stamp_ns
         self._waiting.append(_Waiting(image, stamp_ns, received_ns, trouble or fault, place))
@@ -167,14 +172,22 @@ class MatchPoses:
         return Matched(image.image, *_compose(chain, found), late_ns)
 
     def _skew(self, image: _Waiting) -> str:
-        now_ns = image.received_ns - image.stamp_ns - self._pose_delay_ns if self._pose_delay_ns else 0
-        skew_ns, limit_ns = max(self.skew_ns, now_ns, key=abs), self._limits.max_skew_ns
-        if abs(skew_ns) <= limit_ns:
+        """Why the times of this image and of the newest pose cannot be compared."""
+        limit_ns = self._limits.max_skew_ns
+        if abs(self.skew_ns) > limit_ns:
+            return (
+                f"by their time stamps images arrive {abs(self.skew_ns) / 1e6:.0f} ms "
+                f"{'later' if self.skew_ns > 0 else 'sooner'} than poses, {_limit(limit_ns)}; let one clock time both"
+            )
+        image_ns, pose_ns = self._images.late_ns(image.stamp_ns, image.received_ns), self._poses.late_ns(*self._newest)
+        what, late_ns = ("image", image_ns) if image_ns > pose_ns else ("newest pose", pose_ns)
+        if late_ns <= limit_ns:
             return ""
-        return (
-            f"by their time stamps images arrive {abs(skew_ns) / 1e6:.0f} ms {'later' if skew_ns > 0 else 'sooner'} "
-            f"than poses, the limit is {limit_ns / 1e6:.0f} ms; let one clock time both"
-        )
+        return f"the {what} came {late_ns / 1e6:.0f} ms later than usual, {_limit(limit_ns)}: its time may be wrong"
+
+
+def _limit(limit_ns: int) -> str:
+    return f"the limit is {limit_ns / 1e6:.0f} ms"
 
 
 def _compose(chain: Chain, found: Mapping[str, Found]) -> Place:

@@ -98,6 +98,7 @@ class Track:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._refused = ""
         self._times: list[int] = []
         self._poses: list[tuple[Affine | None, str]] = []
 
@@ -115,6 +116,10 @@ class Track:
         if len(self._times) >= 2 * MOST_POSES:  # in one go: the front of a list is slow to cut
             del self._times[:MOST_POSES], self._poses[:MOST_POSES]
         return True
+
+    def refuse(self, reason: str) -> None:
+        """Note why the poses that come are not taken; told while there is none."""
+        self._refused = reason
 
     def clear(self) -> None:
         """Forget all poses: the clock that timed them is another now."""
@@ -147,7 +152,7 @@ class Track:
 
     def _after_all(self, time_ns: int) -> Found:
         if not self._times:
-            return Found(reason=f"{self.name}: no pose has come", later=True)
+            return Found(reason=f"{self.name}: {self._refused or 'no pose has come'}", later=not self._refused)
         since = _ms(time_ns - self._times[-1])
         return Found(reason=f"{self.name}: no pose since {since} before the image", later=True)
 
@@ -188,6 +193,12 @@ class Clock:
         else:
             self._smallest.append([bucket, difference])
         return jump
+
+    def restart(self, stamp_ns: int, received_ns: int) -> None:
+        """Begin anew with this message: its sender's clock was set."""
+        self._smallest.clear()
+        self.n_jumps += 1
+        self.add(stamp_ns, received_ns)
 
     def late_ns(self, stamp_ns: int, received_ns: int) -> int:
         """How much longer than at its best a message took, 0 where nothing is known."""

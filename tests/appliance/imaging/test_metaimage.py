@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.imaging.metaimage import read_metaimage
@@ -76,6 +76,7 @@ def test_a_small_file_does_not_become_a_large_image():
     np.testing.assert_array_equal(read_metaimage(mha(bomb, compressed=True)).array, np.zeros((2, 3, 4)))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 600))
 def test_damage_is_an_error_of_value(junk, at):
     data = mha()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.misc import is_dicom
@@ -53,6 +53,7 @@ def values_are_where_they_were(state, atol):
     return measured.mean()
 
 
+@settings(deadline=None)
 @given(
     st.tuples(*[st.floats(-3, 3)] * 3),
     st.sampled_from([0.0, 0.334, -0.2]),

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -34,6 +34,7 @@ def volume(array, **changes):
     return Volume(**{**given, **changes})
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([np.uint8, np.int16]).flatmap(
         lambda dtype: arrays(dtype, array_shapes(min_dims=3, max_dims=3, max_side=5))

@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -32,6 +32,7 @@ def pose(rotation_vector, place):
 poses = st.builds(pose, vectors, places)
 
 
+@settings(deadline=None)
 @given(vectors)
 def test_quaternions_are_those_of_scipy(vector):
     rotation = Rotation.from_rotvec(vector)
@@ -40,6 +41,7 @@ def test_quaternions_are_those_of_scipy(vector):
     np.testing.assert_allclose(to_rotation(found), rotation.as_matrix(), atol=1e-12)
 
 
+@settings(deadline=None)
 @given(poses, poses, st.floats(0, 1))
 def test_the_rotation_is_scipys_slerp_and_the_translation_straight(before, after, share):
     between = Rotation.from_matrix(before[:3, :3]).inv() * Rotation.from_matrix(after[:3, :3])
@@ -51,6 +53,7 @@ def test_the_rotation_is_scipys_slerp_and_the_translation_straight(before, after
     assert rigid_fault(found) == ""
 
 
+@settings(deadline=None)
 @given(poses, st.floats(0, 1))
 def test_between_equal_poses_nothing_moves(matrix, share):
     np.testing.assert_allclose(interpolate(matrix, matrix, share), matrix, atol=1e-9)
@@ -77,6 +80,7 @@ def track(*times_ms, name="ProbeToTracker"):
     return found
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200))
 def test_a_moving_tool_is_where_it_was_at_that_time(time_ms):
     found = track(*range(0, 201, 20)).at(time_ms * MS, 100 * MS)
@@ -127,6 +131,7 @@ def test_a_tool_that_moves_for_hours_takes_no_more_memory():
 HOUR = 3_600_000_000_000
 
 
+@settings(deadline=None)
 @given(
     st.integers(-HOUR, HOUR).filter(lambda offset: abs(offset) < HOUR),
     st.lists(st.floats(0, 30), min_size=40, max_size=300),
