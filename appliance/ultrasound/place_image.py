@@ -14,7 +14,6 @@ from appliance.frames import Affine
 from appliance.igtl.rigid import rigid_fault
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-_FARTHEST_MM = 20_000.0
 _SMALLEST_SINE = 0.5  # between the rows and the columns of a picture: calibrations shear by a few degrees at most
 
 
@@ -83,10 +82,7 @@ def pose_fault(matrix: Affine) -> str:
     """
     if np.array_equal(matrix, np.eye(4)):
         return "the identity, which stands for not seen"
-    fault = rigid_fault(matrix)
-    if not fault and (away_mm := float(np.abs(matrix[:3, 3]).max())) > _FARTHEST_MM:
-        fault = f"it is {away_mm:.3g} mm away, farther than any tracker sees"
-    return fault
+    return rigid_fault(matrix)
 
 
 def image_in_lps(ras: Affine) -> Affine:
