@@ -41,6 +41,7 @@ pipelines:
         tools: {{Stylus: StylusToTracker}}
         image_to_probe: [{", ".join(NUMBERS)}]
         wait_ms: 200
+        max_skew_ms: 1000 # timing decides no test
         silence_s: 2
     stages:
       - denoise: {{model: us-despeckle}}
