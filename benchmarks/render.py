@@ -3,11 +3,11 @@
 
     python benchmarks/render.py [--size 512] [--rounds 5] [--series FOLDER] [--json FILE]
 
-Needs VTK, which the product does not: `python -m venv --system-site-packages vtk-venv` beside the installed one, or
-`pip install vtk` into a copy of it. Time to first image: from a new volume in memory, with everything loaded, to its
-first picture. Frames per second: the same volume turned. VTK: vtkFixedPointVolumeRayCastMapper (what
-vtkSmartVolumeMapper takes on a CPU), offscreen, automatic adjustment of distances off. Both see the volume by parallel
-projection, with the same colours, opacities, light, and distance between samples.
+Needs VTK, which the product does not: `pip install vtk` into a copy of the environment. Time to first image: from a
+new volume in memory, with everything loaded, to its first picture. Frames per second: the same volume turned. VTK:
+vtkFixedPointVolumeRayCastMapper (what vtkSmartVolumeMapper takes on a CPU), offscreen, automatic adjustment of
+distances off. Both see the volume by parallel projection, with the same colours, opacities, light, and distance
+between samples.
 
 Quality: the correlation between both pictures, and the PSNR of each to its own picture at a quarter of the step (ours
 then without a short cut), so that speed is not bought by leaving out. Floor: reading the volume once.
