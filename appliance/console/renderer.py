@@ -134,9 +134,9 @@ class Renderer:
 
     def _tell(self, preparing: str) -> None:
         for viewer in self._viewers:
-            words = preparing
+            words = preparing or self.volumes.faults.get(viewer.pipeline, "")
             if not words and viewer.pipeline not in self.volumes.newest:
-                words = self.volumes.faults.get(viewer.pipeline, _NOTHING)
+                words = _NOTHING
             if words and words != viewer.said:
                 viewer.deliver({"state": "waiting", "text": words}, b"")
             viewer.said = words

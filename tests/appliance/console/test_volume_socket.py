@@ -254,6 +254,9 @@ def test_volumes_that_are_none_are_said_and_the_last_good_one_stays(bench, sende
         page.until(lambda header: header.get("text", "").startswith("volume"))
         keep_sending(sender, page)
         assert bench.process.status()["rendering"]["faults"] == {}
+        page.until(is_finest)
+        sender.send_raw({**good, "slope": 0.0}, bytes(16))  # what is seen now gets old, and the page says why
+        page.until(lambda header: header.get("text", "").startswith("volume: slope 0.0"))
 
 
 def test_so_many_viewers_and_no_more(bench, sender):
