@@ -124,9 +124,12 @@ def demo(scene: str, seconds: float, json_file: Path | None, keep: bool) -> None
 
     SCENE ultrasound: a tracked ultrasound machine and a navigation display instead; each picture is where it was.
     """
+    import signal
+
     from appliance import demo as mri
     from appliance import demo_ultrasound as ultrasound
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what it started has to end with it
     run = mri.run_demo if scene == "mri" else ultrasound.run_demo
     sys.exit(run(seconds, json_file, keep))
 

@@ -49,14 +49,21 @@ def test_the_demo_loses_nothing_and_finds_just_what_was_planted(tmp_path):
         assert not demo.is_good(worse)
 
 
-def test_ctrl_c_leaves_no_process_behind():
-    running = subprocess.Popen(command("--seconds", "60"), stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("scene", "number", "said", "n_processes"),
+    [
+        ("mri", signal.SIGINT, "frames sent", 5),  # daemon, pipeline, deliverer, console, PACS
+        ("ultrasound", signal.SIGTERM, "at their place", 3),
+    ],
+)
+def test_a_signal_leaves_no_process_behind(scene, number, said, n_processes):
+    running = subprocess.Popen(command(scene, "--seconds", "60"), stdout=subprocess.PIPE, text=True)
     for line in running.stdout:
-        if "frames sent" in line:
+        if said in line:
             break
     family = psutil.Process(running.pid).children(recursive=True)
-    assert len(family) >= 5  # daemon, pipeline, deliverer, console, PACS
-    running.send_signal(signal.SIGINT)
+    assert len(family) >= n_processes
+    running.send_signal(number)
     assert running.wait(60) == 130
     running.stdout.close()
     deadline = time.monotonic() + 10
