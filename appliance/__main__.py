@@ -126,8 +126,7 @@ def demo(scene: str, seconds: float, json_file: Path | None, keep: bool) -> None
     """
     import signal
 
-    from appliance import demo as mri
-    from appliance import demo_ultrasound as ultrasound
+    from appliance.demo import mri, ultrasound
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what it started has to end with it
     run = mri.run_demo if scene == "mri" else ultrasound.run_demo

@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 from dicom_peers import AE_TITLE
 
+from appliance.simulate.free_ports import free_ports
+
 PEERS = [sys.executable, str(Path(__file__).with_name("dicom_peers.py"))]
 LONGEST_PDU = "131072"  # the most that DCMTK and Orthanc take; their default is 16384
 
@@ -51,8 +53,7 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def _orthanc(folder: Path, port: int) -> list[str]:

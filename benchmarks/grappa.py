@@ -47,7 +47,7 @@ def real_slice() -> KSpace:
     """The semi-real brain slice, fully sampled, (coil, ky, kx)."""
     import ismrmrd
 
-    dataset = ismrmrd.Dataset(str(REAL_FILE), "dataset", create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(REAL_FILE), "dataset", mode="r")
     lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     return np.stack([line.data for line in sorted(lines, key=lambda a: a.idx.kspace_encode_step_1)], axis=1)
 

@@ -32,8 +32,9 @@ import pyigtl
 from appliance.context import Context
 from appliance.frames import Frame, Scan
 from appliance.igtl import Connection, Image, Message, Status, Transform, encode
-from appliance.igtl_client import Client
-from appliance.igtl_server import DisplayServer
+from appliance.live.igtl_client import Client
+from appliance.live.igtl_server import DisplayServer
+from appliance.simulate.free_ports import free_ports
 from operators.sinks.openigtlink import Settings, make
 
 POSE_RATES_HZ, DISPLAYS_HZ, N_DISPLAYS, SIZE = (50.0, 500.0), 30.0, 32, 512
@@ -205,8 +206,7 @@ def time_poses(n: int, rate_hz: float) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
 
 
 # ---- images

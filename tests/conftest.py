@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from appliance.inference import parity
+from appliance.simulate.free_ports import free_ports
 
 
 def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @pytest.fixture(autouse=True)

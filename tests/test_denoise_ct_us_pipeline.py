@@ -37,6 +37,7 @@ pipelines:
       - preview
     deadline_ms: 0
 buffer: {reserve_gb: 0}
+series: {silence_s: 1}
 """
 
 

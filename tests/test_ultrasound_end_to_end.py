@@ -12,10 +12,10 @@ from waiting import wait_for
 
 from appliance.bus import Subscriber
 from appliance.igtl import Image
-from appliance.igtl_client import Client
 from appliance.imaging.metaimage import read_metaimage
 from appliance.imaging.volume_message import TOPIC, unpack
 from appliance.inference.card import shipped_models
+from appliance.live.igtl_client import Client
 from appliance.simulate.site import Site
 from appliance.simulate.ultrasound import UltrasoundServer, file_pictures, stream
 from appliance.ultrasound.place_image import calibration

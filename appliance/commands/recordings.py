@@ -12,7 +12,7 @@ import click
 from appliance import config
 from appliance.commands.options import FILE, config_option, json_option
 from appliance.errors import ConfigError, RecordingError
-from appliance.recorder import FOLDER, SUFFIX
+from appliance.live.recorder import FOLDER, SUFFIX
 from appliance.recording import Header, Recording
 from appliance.simulate.replay import Replayed, replay_mrd
 from appliance.simulate.replay_openigtlink import replay_openigtlink

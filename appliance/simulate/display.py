@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from appliance.errors import PeerError
 from appliance.frames import Array
 from appliance.igtl import Image, Message, Status
-from appliance.igtl_client import Client
+from appliance.live.igtl_client import Client
 
 
 @dataclass

@@ -174,7 +174,7 @@ def stream_file(path: Path | str, host: str, port: int, *, timeout_s: float = 60
 def _read_file(path: Path) -> tuple[bytes, list[bytes]]:
     import ismrmrd  # slow to import, and only this function reads HDF5
 
-    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(path), "dataset", mode="r")
     try:
         acquisitions = (dataset.read_acquisition(n) for n in range(dataset.number_of_acquisitions()))
         messages = [struct.pack("<H", m.Id.ACQUISITION) + bytes(each.to_bytes()) for each in acquisitions]

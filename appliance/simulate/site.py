@@ -6,14 +6,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -22,18 +20,10 @@ from appliance import config
 from appliance.buffer import Buffer
 from appliance.bus import Subscriber
 from appliance.errors import NearscanError
+from appliance.simulate.free_ports import free_ports
 
 START_S = 60.0
 STOP_S = 40.0
-
-
-def _free_ports(n: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Site:
@@ -48,7 +38,7 @@ class Site:
         self._run_dir = Path(tempfile.mkdtemp(prefix="nearscan-"))  # a socket's path has 107 characters at most
         self.data_dir = folder / "data"
         self.file = folder / "site.yaml"
-        self.ports = dict(zip(ports, _free_ports(len(ports)), strict=True))
+        self.ports = dict(zip(ports, free_ports(len(ports)), strict=True))
         self.file.write_text(Template(yaml).substitute(self.ports, data_dir=self.data_dir, run_dir=self._run_dir))
         self.settings = config.load(self.file)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}

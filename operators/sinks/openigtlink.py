@@ -20,8 +20,8 @@ from appliance.context import Context
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Status
 from appliance.igtl.words import ASCII_NAME, CONNECTION_LOST, NOT_READY, OK, SHUTTING_DOWN
-from appliance.igtl_frames import FramePackets, ImageType, tracking_fault
-from appliance.igtl_server import DisplayServer, Packets
+from appliance.live.igtl_frames import FramePackets, ImageType, tracking_fault
+from appliance.live.igtl_server import DisplayServer, Packets
 from operators import OperatorSettings
 
 

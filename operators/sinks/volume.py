@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from appliance.assemble_volumes import AssembleVolumes
 from appliance.bus import Publisher
 from appliance.context import Context
 from appliance.frames import End, Frame, Scan
 from appliance.igtl import Image, Message, Status, encode
 from appliance.igtl.words import ASCII_NAME, OK, SHUTTING_DOWN
-from appliance.igtl_server import DisplayServer, Packets
 from appliance.imaging.volume_message import MOST_VOXELS, TOPIC, Volume, pack
 from appliance.imaging.volume_of_scan import VolumeOfScan
+from appliance.live.assemble_volumes import AssembleVolumes
+from appliance.live.igtl_server import DisplayServer, Packets
 from appliance.live_threads import let_live_threads_pass
 from operators import OperatorSettings
 
@@ -64,7 +64,9 @@ class VolumeSink:
     """The sink: hands over, and says where each state of the volume goes."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        from appliance.assemblers import assembler_for  # not above: numba is for who runs it, not who reads Settings
+        from appliance.live.assemblers import (
+            assembler_for,  # not above: numba is for who runs it, not who reads Settings
+        )
 
         self._settings, self._said_s = settings, 0.0
         self._server: DisplayServer | None = None

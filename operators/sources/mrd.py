@@ -21,8 +21,8 @@ from pydantic import Field
 
 from appliance.context import Context
 from appliance.errors import ConfigError
-from appliance.mrd_session import Session, SessionOptions, refuse
-from appliance.recorder import Recorded, Recorder
+from appliance.live.mrd_session import Session, SessionOptions, refuse
+from appliance.live.recorder import Recorded, Recorder
 from operators import Emit, OperatorSettings
 
 _JOIN_S = 6.0  # more than a stopped session waits for its reply and its scanner

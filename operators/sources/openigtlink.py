@@ -19,11 +19,11 @@ from pydantic import Field, model_validator
 
 from appliance.context import Context
 from appliance.frames import Message
-from appliance.recorder import Recorded, Recorder
+from appliance.live.recorder import Recorded, Recorder
+from appliance.live.ultrasound_session import Session, SessionOptions
 from appliance.ultrasound.clip import Clip
 from appliance.ultrasound.match_poses import Chain, Limits, Matched
 from appliance.ultrasound.place_image import calibration
-from appliance.ultrasound_session import Session, SessionOptions
 from operators import Emit, OperatorSettings
 
 

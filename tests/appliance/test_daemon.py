@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from appliance.bus import Subscriber
+from appliance.simulate.free_ports import free_ports
 
 FIRST = "site: {{name: t, data_dir: {data}, run_dir: {run}}}\n"
 RECEIVER = "listen: {{dicom: {{port: {port}, bind: 127.0.0.1}}}}\n"
@@ -26,8 +27,7 @@ DELIVERER = "destinations: {{pacs: {{dicom: {{host: 127.0.0.1, port: 9, ae_title
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def connect(host, port):

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from appliance.__main__ import main
 from appliance.context import Context
 from appliance.igtl import Message, Status, encode
+from appliance.live.recorder import Record, Recorder
 from appliance.mrd import messages as m
-from appliance.recorder import Record, Recorder
 from appliance.tables import size
 from operators.sources import mrd
 

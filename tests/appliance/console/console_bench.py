@@ -3,7 +3,6 @@
 
 import http.client
 import json
-import socket
 import ssl
 import threading
 import time
@@ -13,6 +12,7 @@ from appliance.bus import Publisher
 from appliance.console import accounts
 from appliance.console.serve import run
 from appliance.settings import Settings
+from appliance.simulate.free_ports import free_ports
 
 PATIENCE_S = 20
 PASSWORDS = {role: f"correct horse of the {role}" for role in ("viewer", "technologist", "engineer")}
@@ -55,8 +55,7 @@ class Bench:
     role, with the role's name."""
 
     def __init__(self, data_dir, **console):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         pipeline = {"source": {"name": "mrd", "settings": None}, "sinks": [{"name": "preview", "settings": None}]}
         self.settings = Settings.model_validate(
             {

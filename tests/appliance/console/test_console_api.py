@@ -187,6 +187,18 @@ def test_a_viewer_gets_newest_only_at_its_own_pace(bench):
         assert unpack(viewer.recv(PATIENCE_S))[0]["sequence"] > 50
 
 
+@pytest.mark.parametrize("said", ["no JSON", "[]", '{"ping": {}}', "[" * 4000])
+def test_a_viewer_that_says_garbage_is_hung_up_on(bench, said):
+    with live(bench) as viewer:
+        viewer.send(said)
+        with pytest.raises(ConnectionClosed) as closed:
+            viewer.recv(PATIENCE_S)
+        assert closed.value.rcvd.code == 1007
+    with live(bench) as other:
+        other.send('{"ping": 5}')
+        assert json.loads(other.recv(PATIENCE_S))["pong"] == 5
+
+
 def test_a_stuck_viewer_does_not_hold_up_another(bench):
     big = np.zeros((1024, 1024), np.uint8)
     with (

@@ -210,6 +210,7 @@ def test_another_scan_of_another_shape_in_the_middle_of_a_drag(bench, sender):
     [
         "no JSON", "[]", "7", '{"view": 3}', '{"view": {"mode": "film"}}', '{"view": {"rotation": [0, 0, NaN, 1]}}',
         '{"view": {"zoom": 1e999}}', '{"seen": "x"}', '{"seen": null}', '{"ping": {}}', "[" * 4000, '{"view": null}',
+        '{"seen": 1e999}',
         '{"view": {"pan_mm": [1e308, 1e308]}}', '{"view": {"width": {"a": 1}}}',
     ],
 )  # fmt: skip

@@ -2,7 +2,6 @@
 """What sweep.py does while faults hit it. Each tells what it was promised, line by line."""
 
 import pickle
-import socket
 import threading
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from appliance.dicom.web.stow import StowRequest
 from appliance.errors import DeliveryError, StorageError
 from appliance.settings import Buffer as Waits
 from appliance.settings import DicomDestination, Settings
+from appliance.simulate.free_ports import free_ports
 
 MR, IMPLICIT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.2"
 
@@ -108,8 +108,7 @@ def encoded(n):
 
 def receive_dicom(folder, tell, argument):
     """The whole receiver over a real socket; its peer sends again what is refused, or what broke."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = Settings.model_validate(
         {
             "site": {"name": "box", "data_dir": folder / "data"},

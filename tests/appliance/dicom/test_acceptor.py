@@ -13,7 +13,7 @@ import time
 import warnings
 
 import pytest
-from conftest import Scp
+from receivers import Scp
 
 from appliance.dicom import dimse, negotiation
 from appliance.dicom.accepted import Limits

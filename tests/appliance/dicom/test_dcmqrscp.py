@@ -2,20 +2,20 @@
 """DCMTK's dcmqrscp as a second PACS: what we deliver it finds, and what it is asked to move comes to us."""
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import receiving
 from delivering import send_all
 from pydicom.data import get_testdata_file
+from receivers import receiving
 
 from appliance.buffer import Buffer, NewInstance
 from appliance.dicom.deliver import Destination
 from appliance.dicom.part10 import split
 from appliance.settings import Buffer as Waits
 from appliance.settings import DicomDestination
+from appliance.simulate.free_ports import free_ports
 
 pytestmark = pytest.mark.peer
 FILES = ("CT_small.dcm", "MR_small_implicit.dcm")
@@ -23,8 +23,7 @@ NODELAY = {**os.environ, "TCP_NODELAY": "1"}
 
 
 def free():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @pytest.fixture

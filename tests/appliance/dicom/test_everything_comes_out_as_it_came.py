@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import receiving
 from delivering import send_all
+from receivers import receiving
 
 from appliance.buffer import Kept, index
 from appliance.dicom.association import ECHO_CONTEXT, Association

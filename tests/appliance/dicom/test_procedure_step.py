@@ -2,13 +2,13 @@
 """Performed procedure steps: pynetdicom as the modality, and every order of N-CREATE and N-SET."""
 
 import pytest
-from conftest import receiving
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import ModalityPerformedProcedureStep as Mpps
+from receivers import receiving
 
 from appliance.buffer import Buffer
 from appliance.buffer.mpps import ProcedureSteps

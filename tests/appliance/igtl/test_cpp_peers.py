@@ -19,7 +19,7 @@ from appliance.frames import Tracking
 from appliance.igtl import Bind, Connection, Image, Message, Pace, Query, Text, TrackingData, Transform, encode
 from appliance.igtl.messages import type_of
 from appliance.igtl.queries import start
-from appliance.igtl_client import Client
+from appliance.live.igtl_client import Client
 from operators.sinks.openigtlink import Settings, make
 
 pytestmark = pytest.mark.peer

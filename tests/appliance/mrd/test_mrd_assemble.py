@@ -82,7 +82,7 @@ def test_a_real_file_is_assembled_as_the_reference_library_reads_it(name: str, b
     path = DATA / f"{name}.h5"
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(path), "dataset", mode="r")
     read = [dataset.read_acquisition(n) for n in range(dataset.number_of_acquisitions())]
     assembler = Assembler("s", parse_header(dataset.read_xml_header()), 8)
     heads = np.frombuffer(b"".join(bytes(each.getHead()) for each in read), m.ACQUISITION_HEADER)

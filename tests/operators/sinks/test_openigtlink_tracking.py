@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from appliance.frames import Mark, Tracking
 from appliance.igtl import Image, Message, Query, Reply, Status, Text, TrackingData, Transform
-from appliance.igtl_frames import untracked_name
+from appliance.live.igtl_frames import untracked_name
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 OWN = np.diag([0.2, 0.2, 1.0, 1.0])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from appliance.assemble_volumes import AssembleVolumes
 from appliance.bus import Subscriber
 from appliance.context import Context
 from appliance.errors import ConfigError
@@ -17,6 +16,7 @@ from appliance.frames import End, Frame, Mark, Scan, Tracking
 from appliance.imaging.assembled import Assembled
 from appliance.imaging.volume_message import TOPIC, unpack
 from appliance.imaging.volume_of_scan import VolumeOfScan
+from appliance.live.assemble_volumes import AssembleVolumes
 from appliance.simulate.display import Display
 from appliance.ultrasound import phantom
 from operators.sinks.volume import Settings, make

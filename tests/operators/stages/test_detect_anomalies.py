@@ -109,7 +109,7 @@ def mrd_lines(name):
     path = DATA / "mrd" / name
     if not path.exists():
         pytest.skip(f"{path} is absent")
-    with ismrmrd.Dataset(str(path), "dataset", create_if_needed=False) as file:
+    with ismrmrd.Dataset(str(path), "dataset", mode="r") as file:
         lines = [file.read_acquisition(index) for index in range(file.number_of_acquisitions())]
     lines.sort(key=lambda line: line.idx.kspace_encode_step_1)
     ky = np.array([line.idx.kspace_encode_step_1 for line in lines])

@@ -211,7 +211,7 @@ def read_lines(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ismrmrd = pytest.importorskip("ismrmrd")
     if not path.exists():
         pytest.skip(f"{path} is not there")
-    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
+    dataset = ismrmrd.Dataset(str(path), "dataset", mode="r")
     lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     dataset.close()
     lines.sort(key=lambda line: line.idx.kspace_encode_step_1)

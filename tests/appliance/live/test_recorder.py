@@ -13,9 +13,9 @@ import threading
 import pytest
 from waiting import wait_for
 
-from appliance import recorder
 from appliance.context import Context
-from appliance.recorder import Record, Recorder
+from appliance.live import recorder
+from appliance.live.recorder import Record, Recorder
 from appliance.recording import MAX_PIECE_BYTES, Recording
 from appliance.tables import size
 
@@ -174,9 +174,9 @@ def test_twice_the_reserve_is_left_to_results(tmp_path):
 IN_A_PROCESS_OF_ITS_OWN = """
 import sys
 from pathlib import Path
-from appliance import recorder
+from appliance.live import recorder
 from appliance.context import Context
-from appliance.recorder import Record, Recorder
+from appliance.live.recorder import Record, Recorder
 
 def alarm(key, text):
     print(f"{key}: {text}", flush=True)

@@ -13,7 +13,7 @@ import pytest
 from displays import Display, lose_every_packet, until
 
 from appliance.igtl import Capability, Image, Message, Query, Reply, Status, Text, Transform, encode
-from appliance.igtl_server import DisplayServer
+from appliance.live.igtl_server import DisplayServer
 
 STATUS = {"STATUS": encode(Message(Status(1, "LIVE")))}
 

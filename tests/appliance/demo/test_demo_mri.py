@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from appliance import demo
+from appliance.demo import mri
 
 
 def command(*arguments):
@@ -35,7 +35,7 @@ def test_the_demo_loses_nothing_and_finds_just_what_was_planted(tmp_path):
     assert "coil 5 gives no data" in done.stdout
     assert "every image is accounted for" in done.stdout
     assert re.search(r"sign in {7}as demo with password [\w-]{16} for more than the live image\n", done.stdout)
-    assert demo.is_good(result)
+    assert mri.is_good(result)
     for part, name, wrong in (
         ("frames", "in", 119),
         ("frames", "scanner_out", 119),
@@ -46,7 +46,7 @@ def test_the_demo_loses_nothing_and_finds_just_what_was_planted(tmp_path):
     ):
         worse = copy.deepcopy(result)
         worse[part][name] = wrong
-        assert not demo.is_good(worse)
+        assert not mri.is_good(worse)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_a_signal_leaves_no_process_behind(scene, number, said, n_processes):
 
 @pytest.mark.parametrize("n_frames", [75, 450, 9000])
 def test_faults_are_planted_within_the_scan_and_apart_from_each_other(n_frames):
-    planted = demo.plant(n_frames)
+    planted = mri.plant(n_frames)
     assert all(10 <= fault.first <= fault.last < n_frames for fault in planted)
     assert all(before.last + 2 < after.first for before, after in itertools.pairwise(planted))

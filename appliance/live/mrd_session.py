@@ -14,12 +14,12 @@ from typing import Literal
 from appliance.context import Context
 from appliance.errors import PeerError
 from appliance.frames import End, Frame, Message, Scan
+from appliance.live.recorder import Tape
 from appliance.mrd import messages as m
 from appliance.mrd.assemble import Assembler
 from appliance.mrd.connection import Connection, Limits
 from appliance.mrd.header import MrdHeader, parse_header
 from appliance.mrd.images import ImageReader
-from appliance.recorder import Tape
 
 _REPLY_WAIT_S = 60.0  # after the last image went out, or after End: longest wait for the reply to be closed
 _STOP_WAIT_S = 3.0  # the same once we are stopping: images on their way through the graph still go out

@@ -19,8 +19,8 @@ from appliance.frames import Affine, Array, Tracking
 from appliance.igtl import Image, ImagePart, Message, Pace, QuaternionData, TrackingData, Transform
 from appliance.igtl.queries import start
 from appliance.igtl.tracking import TOOL_6D, TRACKER
-from appliance.igtl_client import Client
-from appliance.recorder import Recorder
+from appliance.live.igtl_client import Client
+from appliance.live.recorder import Recorder
 from appliance.ultrasound.match_poses import Chain, Limits, Matched, MatchPoses
 from appliance.ultrasound.place_image import image_in_lps, pose_fault, split
 from appliance.ultrasound.poses import from_quaternion

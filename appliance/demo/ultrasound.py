@@ -20,8 +20,8 @@ import numpy as np
 
 from appliance.frames import Affine
 from appliance.igtl import Image, Message, Status
-from appliance.igtl_client import Client
 from appliance.latency import Latency
+from appliance.live.igtl_client import Client
 from appliance.simulate.site import Site
 from appliance.simulate.ultrasound import UltrasoundServer, phantom_pictures, stream
 from appliance.ultrasound.phantom import IMAGE_TO_PROBE, probe_to_reference

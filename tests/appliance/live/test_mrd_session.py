@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance import mrd_session
 from appliance.context import Context
 from appliance.errors import PeerError
 from appliance.frames import End, Frame, Message, Scan
+from appliance.live import mrd_session
+from appliance.live.mrd_session import Session, SessionOptions
 from appliance.mrd import messages as m
 from appliance.mrd.header import encode_header_xml
-from appliance.mrd_session import Session, SessionOptions
 from appliance.simulate.mri import cine_encoding, cine_lines
 
 SHAPE = (2, 16, 12)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from appliance.demo_ultrasound import RATE_HZ, Sent, Shown, account, is_good, is_in_sight, truth
+from appliance.demo.ultrasound import RATE_HZ, Sent, Shown, account, is_good, is_in_sight, truth
 from appliance.igtl import Image, Message, Status
 
 SECOND_NS = 10**9

@@ -19,7 +19,7 @@ from typing import Any
 from appliance.errors import PeerError
 from appliance.igtl import Connection, Message, encode
 from appliance.igtl.connection import MAX_BODY_BYTES
-from appliance.recorder import Recorder, Tape
+from appliance.live.recorder import Recorder, Tape
 
 log = logging.getLogger(__name__)
 

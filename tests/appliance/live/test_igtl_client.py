@@ -13,7 +13,7 @@ import pytest
 from displays import PATIENCE_S, lose_every_packet
 
 from appliance.igtl import Connection, Image, Message, Query, Status, Text, Transform, encode
-from appliance.igtl_client import Client
+from appliance.live.igtl_client import Client
 
 HELLO = Message(Text("hello"), "peer", 1_700_000_000_000_000_000)
 

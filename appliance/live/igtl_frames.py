@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from appliance.frame_words import metadata, remarks
 from appliance.frames import Frame, Scan, Tracking
 from appliance.igtl import Content, Image, Message, Text, Tool, TrackingData, Transform, encode
 from appliance.igtl.rigid import rigid_fault, to_ras
 from appliance.igtl.words import fit
-from appliance.igtl_server import Packets
 from appliance.imaging.quantise import FEWEST_LEVELS, ScanScale, to_integers
+from appliance.live.frame_words import metadata, remarks
+from appliance.live.igtl_server import Packets
 
 ImageType = Literal["auto", "float32"]
 _UNTRACKED = "_untracked"
