@@ -209,7 +209,7 @@ function build(root) {
     sides: el("p", { class: "buttons", role: "group", "aria-label": "Seen from" }),
     facts: el("dl", { id: "volume-facts", class: "facts" }),
   };
-  ui.stage.append(ui.canvas, ui.marks);
+  ui.stage.append(ui.canvas);
   ui.state = el("p", { id: "volume-state", class: "volume-state waiting", role: "status" }, ui.word, " ", ui.sentence);
   ui.modes.append(...Object.entries(MODES).map(([name, title]) => button(title, `mode-${name}`, () => {
     mode = name;
@@ -224,7 +224,7 @@ function build(root) {
     at = null;
     look();
   }));
-  root.append(ui.state, ui.stage, el("div", { class: "volume-controls" }, ui.modes, ui.presets, ui.sides, ui.facts));
+  root.append(ui.state, ui.marks, ui.stage, el("div", { class: "volume-controls" }, ui.modes, ui.presets, ui.sides, ui.facts));
 }
 
 export function mount(root) {
