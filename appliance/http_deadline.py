@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
+from collections.abc import Generator
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_S = 10.0  # a request, or a new connection's first one, must be here within this
@@ -16,6 +19,43 @@ UPLOAD_BYTES = 1 << 16
 MOST_WAITING = 256  # connections on which no request is; the oldest gives way
 MOST_OF_ADDRESS, MOST_CONNECTIONS = 2 * MOST_WAITING, 4 * MOST_WAITING
 UNREAD_MS = 60_000  # a peer that takes nothing of an answer for so long is hung up on
+_HEAD_BYTES = 16_384
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to the process that it is a part of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """uvicorn does not say how long a TLS handshake may take; a minute is asyncio's own patience."""
+
+    async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:  # type: ignore[override]
+        if kwargs.get("ssl"):
+            kwargs["ssl_handshake_timeout"] = REQUEST_S
+        return await super().create_server(*args, **kwargs)
+
+
+def server_config(app: Any, protocol: type[H11Protocol], **own: Any) -> uvicorn.Config:
+    """Return what every server of ours has, and `own`; loaded."""
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        proxy_headers=False,  # an address in a header is anybody's word
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=2,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        **own,
+    )
+    config.load()
+    return config
 
 
 class BoundedListener(socket.socket):

@@ -5,19 +5,16 @@ otherwise once more: passwords and images go over that network."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Protocol
-
-import uvicorn
 
 from appliance.console.app import Console
 from appliance.console.guard import our_names
 from appliance.errors import ConfigError
-from appliance.http_deadline import MOST_CONNECTIONS, REQUEST_S, BoundedListener, ImpatientProtocol
+from appliance.http_deadline import BoundedListener, ImpatientProtocol, Loop, Server, server_config
 from appliance.settings import Console as ConsoleSettings
 from appliance.settings import Settings
 from appliance.tls import server_context
@@ -33,21 +30,6 @@ class Process(Protocol):
     def alarm(self, key: str, text: str) -> None: ...
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield  # signals belong to the child process
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """uvicorn does not say how long a TLS handshake may take; a minute is asyncio's own patience."""
-
-    async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:  # type: ignore[override]
-        if kwargs.get("ssl"):
-            kwargs["ssl_handshake_timeout"] = REQUEST_S
-        return await super().create_server(*args, **kwargs)
-
-
 def run(settings: Settings, process: Process) -> None:
     """Serve until `process.stopping`. Raises ConfigError when that address cannot or must not be listened on."""
     if settings.console is None:
@@ -60,7 +42,7 @@ def run(settings: Settings, process: Process) -> None:
     with listen(settings.console) as listener:
         port = listener.getsockname()[1]
         process.serve(lambda: {"port": port, **console.state()})
-        with asyncio.Runner(loop_factory=_Loop) as runner:
+        with asyncio.Runner(loop_factory=Loop) as runner:
             runner.run(_serve(console, listener, tls, process.stopping))
 
 
@@ -77,26 +59,17 @@ def listen(console: ConsoleSettings) -> socket.socket:
 async def _serve(
     console: Console, listener: socket.socket, tls: ssl.SSLContext | None, stopping: threading.Event
 ) -> None:
-    config = uvicorn.Config(
+    config = server_config(
         console.app(),
-        http=ImpatientProtocol,
+        ImpatientProtocol,
         ws="websockets-sansio",
         ws_max_size=4096,
         ws_ping_interval=5,
         ws_ping_timeout=5,
         ws_per_message_deflate=False,  # a local line is faster than the compressor
-        proxy_headers=False,  # an address in a header is anybody's word
-        h11_max_incomplete_event_size=16_384,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=2,
-        server_header=False,
-        access_log=False,
-        log_config=None,
     )
-    config.load()
     config.ssl = tls
-    server = _Server(config)
+    server = Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     while not stopping.is_set() and not serving.done():
         await asyncio.sleep(0.1)

@@ -149,6 +149,17 @@ def test_an_address_does_not_take_every_upload_slot(web):
         sock.close()
 
 
+def test_an_address_in_a_header_is_no_other_address(web):
+    one = web(max_uploads=4, max_per_address=2)
+    busy = [connect(one, HEAD + b"Content-Length: 1000\r\n\r\n--B\r\n") for _ in range(2)]
+    until(lambda: one.server.status()["uploads"] == 2)
+    body = b"--B\r\n\r\n" + CT + b"\r\n--B--"
+    third = connect(one, HEAD + b"X-Forwarded-For: 127.0.0.9\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert third.recv(12) == b"HTTP/1.1 503"
+    for sock in (*busy, third):
+        sock.close()
+
+
 def test_a_body_that_trickles_is_cut_and_one_that_goes_on_is_not(web, monkeypatch):
     monkeypatch.setattr(http_deadline, "UPLOAD_S", 1.0)
     one = web(max_uploads=2, max_per_address=2)
