@@ -25,6 +25,7 @@ from appliance.live.igtl_client import Client
 from appliance.simulate.site import Site
 from appliance.simulate.ultrasound import UltrasoundServer, phantom_pictures, stream
 from appliance.ultrasound.phantom import IMAGE_TO_PROBE, probe_to_reference
+from appliance.ultrasound.place_image import image_in_lps
 
 RATE_HZ = 15.0
 MISSING_S = 2.0  # of every ten
@@ -97,7 +98,7 @@ def is_in_sight(number: int) -> bool:
 
 def truth(number: int) -> Affine:
     """Return where picture `number` is: pixel index to LPS mm of the reference."""
-    return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ probe_to_reference(number / RATE_HZ) @ IMAGE_TO_PROBE)
+    return image_in_lps(probe_to_reference(number / RATE_HZ) @ IMAGE_TO_PROBE)
 
 
 def account(sent: Sent, shown: Shown, status: dict[str, Any]) -> dict[str, Any]:

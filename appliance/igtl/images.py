@@ -15,6 +15,7 @@ import numpy as np
 from appliance.errors import PeerError
 from appliance.frames import Affine, Array
 from appliance.igtl.header import from_timestamp, to_timestamp
+from appliance.igtl.rigid import RAS_TO_LPS
 from appliance.igtl.words import name_bytes, read_name
 
 _IMAGE = struct.Struct(">HBBBB3H12f6H")
@@ -24,7 +25,6 @@ _SCALARS = {2: "i1", 3: "u1", 4: "i2", 5: "u2", 6: "i4", 7: "u4", 10: "f4", 11: 
 _CODES = {np.dtype(name): code for code, name in _SCALARS.items()}
 _BIG, _LITTLE = 1, 2
 _RAS, _LPS = 1, 2
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS <-> RAS
 
 Size = tuple[int, int, int]  # x, y, z
 
@@ -124,7 +124,7 @@ def write_image(image: Image | ImagePart) -> tuple[bytes | memoryview, ...]:
     size, offset = (image.size, image.offset) if isinstance(image, ImagePart) else (part, (0, 0, 0))
     if not _fits(offset, part, size):
         raise ValueError(f"encode: a part of {part} at {offset} is not within an image of {size}")
-    ras = _FLIP @ image.affine
+    ras = RAS_TO_LPS @ image.affine
     if not np.isfinite(ras).all():
         raise ValueError(f"encode: IMAGE with the geometry {image.affine.tolist()}; mend its source")
     centre = ras @ [*((n - 1) / 2 for n in size), 1.0]
@@ -163,7 +163,7 @@ def read_image(content: memoryview) -> Image | ImagePart:
     affine = np.eye(4)
     affine[:3, :3] = geometry[:9].reshape(3, 3).T
     affine[:3, 3] = geometry[9:] - affine[:3, :3] @ [(n - 1) / 2 for n in size]
-    affine = affine if coordinates == _LPS else _FLIP @ affine
+    affine = affine if coordinates == _LPS else RAS_TO_LPS @ affine
     return Image(array, affine) if part == size else ImagePart(array, affine, offset, size)
 
 

@@ -11,7 +11,7 @@ from appliance.frames import Affine
 # length is 0.1 mm at 200 mm; poses written with six digits (PLUS) deviate by 2e-6, float32 on the wire by 2e-7.
 TOLERANCE = 1e-3
 FARTHEST_MM = 1e6  # a kilometre: no room is so large
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # and back
 
 
 def rigid_fault(matrix: Affine) -> str:
@@ -40,9 +40,9 @@ def rigid_fault(matrix: Affine) -> str:
 
 def to_lps(matrix: Affine) -> Affine:
     """Return a transform between two RAS spaces (as on the wire) as the same one between two LPS spaces, mm."""
-    return _FLIP @ matrix @ _FLIP
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
 def to_ras(matrix: Affine) -> Affine:
     """Return a transform between two LPS spaces as the same one between two RAS spaces, mm."""
-    return _FLIP @ matrix @ _FLIP
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS

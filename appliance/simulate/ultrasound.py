@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from appliance.igtl import Image, Message, Transform, encode
+from appliance.igtl.rigid import RAS_TO_LPS
 from appliance.imaging.metaimage import read_metaimage
 from appliance.ultrasound import phantom
 from appliance.ultrasound.phantom import TrackedPicture
@@ -102,7 +103,7 @@ def phantom_pictures(rate_hz: float) -> Iterator[TrackedPicture]:
 
 def messages(picture: TrackedPicture, time_ns: int, *, skew_ns: int = 0, missing: bool = False) -> Iterator[Message]:
     """Give what PLUS sends of a picture. `skew_ns` is added to the poses' times, `missing` hides all tools."""
-    yield Message(Image(picture.array[None], np.diag([-1.0, -1.0, 1.0, 1.0])), "Image_Image", time_ns)
+    yield Message(Image(picture.array[None], RAS_TO_LPS), "Image_Image", time_ns)
     for name, matrix in picture.transforms.items():
         seen = matrix is not None and not missing
         yield Message(Transform(matrix if seen else np.eye(4)), name, time_ns + skew_ns)  # type: ignore[arg-type]

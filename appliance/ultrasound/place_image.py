@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from appliance.frames import Affine
-from appliance.igtl.rigid import rigid_fault
+from appliance.igtl.rigid import RAS_TO_LPS, rigid_fault
 
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SMALLEST_SINE = 0.5  # between the rows and the columns of a picture: calibrations shear by a few degrees at most
 
 
@@ -87,4 +86,4 @@ def pose_fault(matrix: Affine) -> str:
 
 def image_in_lps(ras: Affine) -> Affine:
     """Return a map from pixel index to RAS mm as one to LPS mm."""
-    return np.asarray(_FLIP @ ras)
+    return np.asarray(RAS_TO_LPS @ ras)
